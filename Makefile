@@ -1,0 +1,113 @@
+# Everything a developer or CI does, by name. `make run` and `make test` need root, Python 3.11 and
+# nothing else: they install what is missing.
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+STAMP   := $(VENV)/.installed
+VM_APT  := $(shell sed "s,[#].*,," tests/vm/apt-packages.txt)
+RUN_APT := python3-venv libbpf1
+BPF_APT := clang llvm libbpf-dev bpftool
+SECONDS ?= 10
+KERNEL  ?= 6.12
+COUNT   ?= vfs_read vfs_write vfs_open
+# Kernels of the matrix; `own` is this machine's, without a VM.
+KERNELS ?= 6.12 7.3 6.1
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: run test setup setup-run setup-vm setup-bpf check unit test-kernel test-own vm fetch bpf \
+	check-bpf openapi lock format clean
+
+## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
+run: $(STAMP) setup-run
+	@if $(PY) -m tests.tools.demo --can-run-here; then \
+		exec $(PY) -m tests.tools.demo --seconds $(SECONDS) -- $(COUNT); \
+	else \
+		deploy/apt-install $(VM_APT) && exec $(PY) -m tests.vm run --kernel $(KERNEL) -- \
+			$(PY) -m tests.tools.demo --seconds $(SECONDS) -- $(COUNT); \
+	fi
+
+## test: all tests: static checks, unit, HTTP, and on real kernels
+test: check unit check-bpf test-own test-kernel
+
+## setup: the virtual environment alone
+setup: $(STAMP)
+
+$(STAMP): requirements-dev.txt pyproject.toml
+	@deploy/apt-install python3-venv
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(PY) -m pip install --quiet --require-hashes -r requirements-dev.txt
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup-run:
+	@deploy/apt-install $(RUN_APT)
+
+setup-vm:
+	@deploy/apt-install $(VM_APT)
+
+setup-bpf:
+	@deploy/apt-install $(BPF_APT)
+
+## check: static checks
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	@$(PY) -m tests.tools.openapi | cmp - openapi.yaml || { echo "run: make openapi" >&2; exit 1; }
+
+## unit: unit and HTTP tests, without a VM
+unit: $(STAMP) setup-run
+	$(PY) -m pytest
+
+## test-own: the kernel tests on this machine's own kernel
+test-own: $(STAMP) setup-run
+	KPMD_TEST_KERNEL=own $(PY) -m pytest tests/kernel
+
+## test-kernel: the kernel tests in a VM for each of KERNELS
+test-kernel: $(STAMP) setup-run setup-vm setup-bpf
+	@set -e; for kernel in $(KERNELS); do \
+		echo "== kernel $$kernel"; \
+		$(PY) -m tests.vm run --kernel $$kernel --timeout 900 -- \
+			env KPMD_TEST_KERNEL=$$kernel $(PY) -m pytest --timeout 600 tests/kernel; \
+	done
+
+## vm: a shell in a VM with the kernel KERNEL (6.12)
+vm: $(STAMP) setup-run setup-vm
+	@$(PY) -m tests.vm shell --kernel $(KERNEL)
+
+## fetch: download the kernels of the matrix
+fetch: $(STAMP) setup-vm
+	@$(PY) -m tests.vm fetch
+
+## bpf: compile the BPF programs that ship with kpmd, and those of the tests
+bpf: setup-bpf
+	kpmd/builtin/build.sh kpmd/builtin
+	kpmd/builtin/build.sh tests/objects
+
+## check-bpf: whether source and object of the BPF programs agree
+check-bpf: setup-bpf
+	kpmd/builtin/build.sh --check kpmd/builtin
+	kpmd/builtin/build.sh --check tests/objects
+
+## openapi: write openapi.yaml from the route table and the models
+openapi: $(STAMP)
+	$(PY) -m tests.tools.openapi > openapi.yaml
+
+## lock: take the newest versions of all dependencies into the lock files
+lock: $(STAMP)
+	@for extra in "-o requirements.txt" "--extra dev -o requirements-dev.txt"; do \
+		$(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes --no-header --strip-extras \
+			--allow-unsafe --no-emit-index-url --no-emit-find-links $$extra pyproject.toml; \
+	done
+
+## format: format all Python
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+"""All routes, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kpmd.api import clients, links, maps, openapi
+from kpmd.api.daemon import DaemonCalls
+from kpmd.api.programs import ProgramCalls
+from kpmd.api.route import Route
+from kpmd.api.server import Api
+from kpmd.runtime.state import State
+
+#: Bytes of a request's body at the most: a million symbols fit.
+MAX_BODY = 32 << 20
+
+#: Bytes of an ELF object at the most.
+MAX_OBJECT = 16 << 20
+
+
+def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[Route]:
+    """The route table."""
+    daemon = DaemonCalls(max_body, max_object)
+    table = [
+        *daemon.routes(),
+        *ProgramCalls(max_object).routes(),
+        *maps.ROUTES,
+        *links.ROUTES,
+        *clients.ROUTES,
+    ]
+    daemon.openapi = openapi.to_json(table)
+    return table
+
+
+def make_api(state: State, *, max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Api:
+    """The application that serves ``state``."""
+    return Api(state, routes(max_body, max_object), max_body)

@@ -1,0 +1,200 @@
+"""Calls about links."""
+
+from __future__ import annotations
+
+from kpmd.api.fields import address, rfc3339
+from kpmd.api.models import (
+    LifetimeAnswer,
+    LinkAnswer,
+    LinkBody,
+    LinksPage,
+    LinksQuery,
+    OwnerAnswer,
+    PageQuery,
+    TargetAnswer,
+    TargetsPage,
+)
+from kpmd.api.paging import cursor, position
+from kpmd.api.route import Call, Reply, Route
+from kpmd.bpf.objects import LinkDetails
+from kpmd.core.model import Lifetime, Link, Targets
+from kpmd.core.specs import LinkSpec
+from kpmd.errors import NotSupported
+from kpmd.runtime import links
+
+
+def link_answer(link: Link, details: LinkDetails | None) -> LinkAnswer:
+    """A link as the API shows it; ``details`` are the kernel's present counts."""
+    return LinkAnswer(
+        id=link.id,
+        kernel_id=link.kernel_id,
+        program=link.program,
+        kind=link.kind,
+        mechanism=link.mechanism,
+        count=(details.count if details else None) or link.count,
+        missed=details.missed if details else None,
+        skipped=link.skipped,
+        owner=OwnerAnswer(uid=link.uid, user=link.user),
+        client=link.client,
+        lifetime=LifetimeAnswer(kind=link.lifetime.kind),
+        labels=link.labels,
+        created_at=rfc3339(link.created_at),
+    )
+
+
+def target_answer(targets: Targets, position_: int) -> TargetAnswer:
+    """One target as the API shows it."""
+    return TargetAnswer(
+        symbol=targets.names[position_] if targets.names else None,
+        module=targets.modules.get(position_),
+        address=address(targets.addresses[position_]) if targets.addresses else None,
+        cookie=str(targets.cookies[position_]),
+    )
+
+
+async def attach(call: Call) -> Reply:
+    """POST /links"""
+    body: LinkBody = call.body
+    link, details = await links.attach(
+        call.state,
+        call.caller,
+        call.client,
+        LinkSpec(
+            program=body.program,
+            kind=body.kind,
+            symbols=body.symbols,
+            addresses=body.addresses,
+            cookies=body.cookies,
+            labels=body.labels,
+            lifetime=Lifetime(body.lifetime.kind),
+        ),
+    )
+    return Reply(
+        link_answer(link, details),
+        status=201,
+        headers={"Location": f"/links/{link.id}"},
+    )
+
+
+async def list_links(call: Call) -> Reply:
+    """GET /links"""
+    query: LinksQuery = call.query
+    registry = call.state.registry
+
+    def wanted(link: Link) -> bool:
+        return (
+            registry.sees(call.caller, link)
+            and query.program in (None, link.program)
+            and query.client in (None, link.client)
+        )
+
+    # The narrowest index there is; what it still holds too much is left out by ``wanted``.
+    if query.program is not None:
+        key: object = ("program", query.program)
+    elif query.client is not None:
+        key = ("client", query.client)
+    else:
+        key = registry.scope(call.caller)
+    found, after = registry.links.page(key, position(query.after), query.limit, wanted)
+    details = await links.details(call.state, found)
+    return Reply(
+        LinksPage(
+            items=[link_answer(link, details.get(link.id)) for link in found], next=cursor(after)
+        )
+    )
+
+
+async def get_link(call: Call) -> Reply:
+    """GET /links/{id}"""
+    link = call.state.registry.link(call.caller, call.path["id"])
+    found = await links.details(call.state, [link])
+    return Reply(link_answer(link, found.get(link.id)))
+
+
+async def get_targets(call: Call) -> Reply:
+    """GET /links/{id}/targets"""
+    query: PageQuery = call.query
+    targets = call.state.registry.link(call.caller, call.path["id"]).targets
+    first = position(query.after)
+    last = min(first + query.limit, len(targets))
+    return Reply(
+        TargetsPage(
+            items=[target_answer(targets, each) for each in range(first, last)],
+            next=cursor(last if last < len(targets) else None),
+        )
+    )
+
+
+async def delete_link(call: Call) -> Reply:
+    """DELETE /links/{id}"""
+    await links.detach(call.state, call.caller, call.path["id"])
+    return Reply(status=204)
+
+
+async def not_supported(call: Call) -> Reply:
+    """What kprobe-multi links cannot do. The reference library answers so too."""
+    call.state.registry.link(call.caller, call.path["id"])
+    raise NotSupported(
+        "a kprobe-multi link can be neither updated nor pinned; make a new link and delete this "
+        'one, and ask for the lifetime {"kind": "persistent"} where it shall outlive its client'
+    )
+
+
+_PINNING = ("not-found", "not-supported")
+
+ROUTES = [
+    Route(
+        "POST",
+        "/links",
+        attach,
+        "Attach a program to functions: to all of them, or to none",
+        LinkAnswer,
+        status=201,
+        body=LinkBody,
+        errors=(
+            "not-found",
+            "symbol-not-found",
+            "address-not-traceable",
+            "wrong-attach-type",
+            "gone",
+            "not-supported",
+            "shutting-down",
+            "kernel",
+        ),
+        tag="links",
+    ),
+    Route(
+        "GET", "/links", list_links, "The caller's links", LinksPage, query=LinksQuery, tag="links"
+    ),
+    Route(
+        "GET", "/links/{id}", get_link, "One link", LinkAnswer, errors=("not-found",), tag="links"
+    ),
+    Route(
+        "GET",
+        "/links/{id}/targets",
+        get_targets,
+        "What a link is attached to",
+        TargetsPage,
+        query=PageQuery,
+        errors=("not-found",),
+        tag="links",
+    ),
+    Route(
+        "DELETE",
+        "/links/{id}",
+        delete_link,
+        "Detach; answers when the link is detached",
+        None,
+        status=204,
+        errors=("not-found",),
+        tag="links",
+    ),
+    *(
+        Route(method, path, not_supported, summary, None, status=501, errors=_PINNING, tag="links")
+        for method, path, summary in (
+            ("PUT", "/links/{id}/program", "Not supported: replace the program of a link"),
+            ("PUT", "/links/{id}/pin", "Not supported: pin a link"),
+            ("DELETE", "/links/{id}/pin", "Not supported: unpin a link"),
+        )
+    ),
+]

@@ -1,0 +1,62 @@
+"""A route: everything about one call in one place, so that none can be without its access check."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from kpmd.api.models import NoQuery
+from kpmd.core.model import Caller, Client
+from kpmd.runtime.state import State
+
+
+class Access(Enum):
+    """Who may make a call at all; what they then see of others' is the registry's matter."""
+
+    USER = "everyone whom the socket's permissions let in"
+    ADMIN = "administrators"
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, its parts validated."""
+
+    state: State
+    caller: Caller
+    client: Client
+    path: Mapping[str, str]
+    query: Any
+    body: Any
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: a model of the route's answer, ready bytes of one, or nothing (204)."""
+
+    content: BaseModel | bytes | None = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One call of the API. ``errors``: the kinds it can give beside those that every call can."""
+
+    method: str
+    path: str
+    handler: Callable[[Call], Awaitable[Reply]]
+    summary: str
+    answer: type[BaseModel] | None
+    status: int = 200
+    access: Access = Access.USER
+    query: type[BaseModel] = NoQuery
+    body: type[BaseModel] | None = None
+    errors: tuple[str, ...] = ()
+    tag: str = "daemon"

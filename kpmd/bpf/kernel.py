@@ -1,0 +1,179 @@
+"""The real kernel, behind the Protocol of ``kpmd.runtime.kernel``. All calls block."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kpmd.bpf import features, kallsyms, maps, objects
+from kpmd.bpf.abi import AttachType
+from kpmd.bpf.fd import OwnedFd
+from kpmd.bpf.loader import Loader, LoaderLimits, ObjectRequest
+from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+
+#: Attach types under the names of the API.
+ATTACH_TYPES = {
+    "kprobe_multi": AttachType.KPROBE_MULTI,
+    "kprobe_session": AttachType.KPROBE_SESSION,
+}
+_ATTACH_NAMES = {number: name for name, number in ATTACH_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    """A program in the kernel: its FD, what it is for, and what the kernel tells of it."""
+
+    name: str
+    attach: str
+    fd: OwnedFd
+    info: ProgramInfo
+    log: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedMap:
+    """A map in the kernel."""
+
+    name: str
+    fd: OwnedFd
+    details: MapDetails
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What one load made: programs, and the maps they share."""
+
+    programs: Sequence[LoadedProgram]
+    maps: Sequence[LoadedMap] = ()
+
+    def close(self) -> None:
+        """Close all FDs: links that use them keep what they need alive."""
+        for program in self.programs:
+            program.fd.close()
+        for each in self.maps:
+            each.fd.close()
+
+
+class LinuxKernel:
+    """The machine's own kernel, and libbpf in a process of its own."""
+
+    def __init__(self, limits: LoaderLimits | None = None) -> None:
+        uname = os.uname()
+        self.release = uname.release
+        self.machine = uname.machine
+        self.features = tuple((each.name, each.min_kernel) for each in features.FEATURES)
+        self._loader = Loader(limits or LoaderLimits())
+        self._cpus = maps.possible_cpus()
+
+    def start(self) -> None:
+        """Warm the loader up, so that the first object does not wait for it."""
+        self._loader.start()
+
+    def close(self) -> None:
+        """End the loader. FDs handed out stay open."""
+        self._loader.close()
+
+    def test_feature(self, name: str) -> features.Answer:
+        """Run one feature test; not cached here."""
+        return next(each.test() for each in features.FEATURES if each.name == name)
+
+    def load_instructions(
+        self, instructions: bytes, name: str, license_: str, attach: str, want_log: bool
+    ) -> Loaded:
+        """Load one program from raw instructions; see ``objects.program_load`` for its errors."""
+        fd, log = objects.program_load(
+            instructions, name, license_, ATTACH_TYPES[attach], want_log=want_log
+        )
+        try:
+            return Loaded([LoadedProgram(name, attach, fd, objects.program_info(fd), log)])
+        except BaseException:
+            fd.close()
+            raise
+
+    def load_object(
+        self,
+        elf: bytes,
+        programs: Sequence[str] | None,
+        attach: str | None,
+        globals_: dict[str, int | bytes],
+        max_entries: dict[str, int],
+        want_log: bool,
+    ) -> Loaded:
+        """Load an ELF object through the loader; see ``loader.Loader.load`` for its errors."""
+        made = self._loader.load(
+            ObjectRequest(
+                elf=elf,
+                programs=None if programs is None else tuple(programs),
+                attach=None if attach is None else ATTACH_TYPES[attach],
+                globals=globals_,
+                max_entries=max_entries,
+                want_log=want_log,
+            )
+        )
+        try:
+            return Loaded(
+                [
+                    LoadedProgram(
+                        each.name,
+                        _ATTACH_NAMES[each.attach],
+                        each.fd,
+                        objects.program_info(each.fd),
+                        each.log,
+                    )
+                    for each in made.programs
+                ],
+                [LoadedMap(each.name, each.fd, objects.map_info(each.fd)) for each in made.maps],
+            )
+        except BaseException:
+            made.close()
+            raise
+
+    def create_link(
+        self,
+        program: OwnedFd,
+        attach: str,
+        *,
+        retprobe: bool,
+        addresses: Sequence[int],
+        symbols: Sequence[str],
+        cookies: Sequence[int],
+    ) -> tuple[OwnedFd, LinkDetails]:
+        """One kprobe-multi link to all targets. Raises OSError with the kernel's errno."""
+        fd = objects.link_create(
+            program,
+            ATTACH_TYPES[attach],
+            retprobe=retprobe,
+            addresses=addresses,
+            symbols=[name.encode() for name in symbols],
+            cookies=cookies,
+        )
+        try:
+            return fd, objects.link_info(fd)
+        except BaseException:
+            fd.close()
+            raise
+
+    def link_details(self, link: OwnedFd) -> LinkDetails:
+        """The kernel's present count and missed count of a link."""
+        return objects.link_info(link)
+
+    def read_entries(
+        self, map_: OwnedFd, details: MapDetails, after: bytes | None, limit: int
+    ) -> list[maps.Entry]:
+        """At most ``limit`` entries behind the key ``after``."""
+        reader = maps.Reader(map_, details, self._cpus)
+        return list(itertools.islice(reader.entries(after), limit))
+
+    def read_entry(self, map_: OwnedFd, details: MapDetails, key: bytes) -> list[bytes] | None:
+        """The value(s) of one key, or None."""
+        return maps.Reader(map_, details, self._cpus).lookup(key)
+
+    def symbol_files(self) -> kallsyms.SymbolFiles:
+        """The raw lists of functions."""
+        return kallsyms.read_symbol_files()
+
+    def modules_signature(self) -> tuple[bytes, ...]:
+        """Changes with every module load and unload."""
+        return kallsyms.modules_signature()

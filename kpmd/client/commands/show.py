@@ -1,0 +1,217 @@
+"""Commands that only look: capabilities, programs, links, link, maps, entries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kpmd.client.output import Column, Settings, Table, clean, write_table
+from kpmd.client.parameters import hex_bytes
+
+if TYPE_CHECKING:
+    from kpmd.client import answers
+
+_SUPPORTED = {True: "yes", False: "no", None: "unknown"}
+
+
+@click.command()
+@click.option("--refresh", is_flag=True, help="Run the feature tests again (administrators).")
+@click.pass_obj
+def capabilities(settings: Settings, refresh: bool) -> None:
+    """Show what the kernel and the daemon can do for you."""
+    with settings.client() as client:
+        found = client.capabilities(refresh)
+    if settings.json:
+        settings.write_json(found)
+        return
+    kernel = found["kernel"]
+    click.echo(clean(f"kernel    {kernel['release']} ({kernel['machine']})"))
+    click.echo(clean(f"API       version {found['api']['version']}"))
+    click.echo(clean(f"builtins  {', '.join(found['builtins']) or '-'}"))
+    click.echo()
+    table = Table([Column(title) for title in ("FEATURE", "SUPPORTED", "SINCE KERNEL", "REASON")])
+    for name, feature in found["features"].items():
+        table.add(name, _SUPPORTED[feature["supported"]], feature["min_kernel"], feature["reason"])
+    write_table(table)
+    click.echo()
+    limits = Table([Column("LIMIT"), Column("VALUE", right=True)])
+    for name, value in found["limits"].items():
+        limits.add(name, value)
+    write_table(limits)
+
+
+@click.command()
+@click.pass_obj
+def programs(settings: Settings) -> None:
+    """List your programs."""
+    with settings.client() as client:
+        table = program_table()
+        settings.write_list(client.programs(), table, program_cells)
+
+
+def program_table() -> Table:
+    """A table of programs, without rows."""
+    return Table(
+        [
+            Column("PROGRAM"),
+            Column("KERNEL ID", right=True),
+            Column("NAME"),
+            Column("ATTACH"),
+            Column("LINKS", right=True),
+            Column("LIFETIME"),
+            Column("OWNER"),
+            Column("CREATED"),
+        ]
+    )
+
+
+def program_cells(program: answers.Program) -> list[object]:
+    """A program as a row."""
+    return [
+        program["id"],
+        program["kernel_id"],
+        program["name"],
+        program["attach"],
+        program["links"],
+        program["lifetime"]["kind"],
+        _owner(program["owner"]),
+        program["created_at"],
+    ]
+
+
+@click.command()
+@click.option("--program", metavar="PROGRAM_ID", help="Only the links of this program.")
+@click.pass_obj
+def links(settings: Settings, program: str | None) -> None:
+    """List your links."""
+    with settings.client() as client:
+        settings.write_list(client.links(program), link_table(), link_cells)
+
+
+def link_table() -> Table:
+    """A table of links, without rows."""
+    return Table(
+        [
+            Column("LINK"),
+            Column("KERNEL ID", right=True),
+            Column("PROGRAM"),
+            Column("KIND"),
+            Column("FUNCTIONS", right=True),
+            Column("MISSED", right=True),
+            Column("LIFETIME"),
+            Column("OWNER"),
+            Column("CREATED"),
+        ]
+    )
+
+
+def link_cells(link: answers.Link) -> list[object]:
+    """A link as a row."""
+    return [
+        link["id"],
+        link["kernel_id"],
+        link["program"],
+        link["kind"],
+        link["count"],
+        link["missed"],
+        link["lifetime"]["kind"],
+        _owner(link["owner"]),
+        link["created_at"],
+    ]
+
+
+@click.command()
+@click.argument("link_id")
+@click.option("--targets", is_flag=True, help="List the functions that it is attached to.")
+@click.pass_obj
+def link(settings: Settings, link_id: str, targets: bool) -> None:
+    """Show one link.
+
+    MISSED are the calls that the kernel could not run the program for; a dash where the kernel
+    (before 6.6) does not tell.
+    """
+    with settings.client() as client:
+        found = client.link(link_id)
+        listed = list(client.targets(link_id)) if targets else []
+    if settings.json:
+        settings.write_json({**found, "targets": listed} if targets else found)
+        return
+    table = link_table()
+    table.add(*link_cells(found))
+    write_table(table)
+    if targets:
+        click.echo()
+        functions = Table(
+            [Column("ADDRESS"), Column("COOKIE", right=True), Column("FUNCTION"), Column("MODULE")]
+        )
+        for each in listed:
+            functions.add(each["address"], each["cookie"], each["symbol"], each["module"])
+        write_table(functions)
+
+
+@click.command()
+@click.pass_obj
+def maps(settings: Settings) -> None:
+    """List the maps of your programs."""
+    with settings.client() as client:
+        settings.write_list(client.maps(), map_table(), map_cells)
+
+
+def map_table() -> Table:
+    """A table of maps, without rows."""
+    return Table(
+        [
+            Column("MAP"),
+            Column("KERNEL ID", right=True),
+            Column("NAME"),
+            Column("TYPE"),
+            Column("KEY", right=True),
+            Column("VALUE", right=True),
+            Column("ENTRIES", right=True),
+            Column("PROGRAMS"),
+        ]
+    )
+
+
+def map_cells(map_: answers.Map) -> list[object]:
+    """A map as a row."""
+    return [
+        map_["id"],
+        map_["kernel_id"],
+        map_["name"],
+        map_["type"],
+        map_["key_size"],
+        map_["value_size"],
+        map_["max_entries"],
+        ",".join(map_["programs"]),
+    ]
+
+
+@click.command()
+@click.argument("map_id")
+@click.option(
+    "--key", type=hex_bytes, metavar="HEX", help="Only the entry with this key, its bytes in hex."
+)
+@click.pass_obj
+def entries(settings: Settings, map_id: str, key: bytes | None) -> None:
+    """Show the entries of a map.
+
+    Keys and values are in hex, byte by byte as they lie in memory; per-CPU maps have one value for
+    each CPU.
+    """
+    with settings.client() as client:
+        if key is not None and settings.json:
+            settings.write_json(client.entry(map_id, key))
+            return
+        found = client.entries(map_id) if key is None else iter([client.entry(map_id, key)])
+        settings.write_list(found, Table([Column("KEY"), Column("VALUE")]), _entry_cells)
+
+
+def _entry_cells(entry: answers.Entry) -> list[object]:
+    value = entry["value"]
+    return [entry["key"], value if isinstance(value, str) else " ".join(value)]
+
+
+def _owner(owner: answers.Owner) -> str:
+    return owner["user"] or f"uid {owner['uid']}"

@@ -1,0 +1,68 @@
+"""Converters of arguments that click has no types for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import click
+
+
+def number(text: str) -> int:
+    """An unsigned 64-bit integer, in decimal or behind 0x in hexadecimal."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no integer, in decimal or behind 0x in hexadecimal"
+        ) from None
+    if not 0 <= value < 1 << 64:
+        raise click.BadParameter(f"{text!r} is not in 0 to 2^64 - 1")
+    return value
+
+
+def hex_bytes(text: str) -> bytes:
+    """Bytes in hex."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not bytes in hex, two digits each") from None
+
+
+def variable(text: str) -> tuple[str, int | bytes]:
+    """``NAME=VALUE``: a name and a number or, behind ``hex:``, bytes."""
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    if value.startswith("hex:"):
+        return name, hex_bytes(value.removeprefix("hex:"))
+    try:
+        return name, int(value, 0)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is neither an integer nor, behind hex:, bytes"
+        ) from None
+
+
+def size(text: str) -> tuple[str, int]:
+    """``MAP=N``: a map's name and its number of entries."""
+    name, _, entries = text.partition("=")
+    if not name or not (entries.isascii() and entries.isdecimal() and len(entries) <= 10):
+        raise click.BadParameter(f"{text!r} is not MAP=N with a number of entries")
+    return name, int(entries)
+
+
+def seconds(least: float) -> Callable[[str], float]:
+    """A converter of times of ``least`` seconds or more, fractions allowed."""
+
+    def convert(text: str | float) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        # Years are a slip, or an infinity.
+        if not least <= value <= 366 * 86400:
+            raise click.BadParameter(f"{text!r} is no time of {least:g} seconds or more")
+        return value
+
+    return convert

@@ -1,0 +1,77 @@
+"""The configuration file, and the defaults where it is silent."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+DEFAULT_SOCKET = Path("/run/kpmd.sock")
+
+_OCTAL = 'must be permission bits in octal, as for chmod: "0660"'
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says where and why."""
+
+
+def parse_mode(value: object) -> object:
+    """Permission bits written in octal, as for chmod(1): ``"0660"``."""
+    if isinstance(value, str):
+        try:
+            return int(value, 8)
+        except ValueError:
+            raise ValueError(_OCTAL) from None
+    if isinstance(value, bool):
+        raise ValueError(_OCTAL)
+    return value
+
+
+class Limits(BaseModel):
+    """Bounds on what one request can cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    body_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 30)] = 32 << 20
+    object_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 28)] = 16 << 20
+    load_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+    load_memory_bytes: Annotated[int, Field(ge=64 << 20)] = 512 << 20
+    shutdown_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+
+
+class Config(BaseModel):
+    """Everything that the configuration file may set. Arguments of the command win over it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    socket: Path = DEFAULT_SOCKET
+    group: str | None = None
+    mode: Annotated[int, BeforeValidator(parse_mode), Field(ge=0, le=0o777)] = 0o660
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    limits: Limits = Limits()
+
+
+def load(path: Path | None, **arguments: object) -> Config:
+    """The configuration of the file at ``path`` (None: defaults) and of the arguments not None.
+
+    Raises ConfigError.
+    """
+    data: dict[str, object] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+    data.update({name: value for name, value in arguments.items() if value is not None})
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}"
+            for each in error.errors(include_url=False)
+        ]
+        raise ConfigError(f"{path or 'arguments'}: " + "; ".join(lines)) from error

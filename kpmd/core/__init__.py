@@ -1,0 +1,1 @@
+"""Pure logic: no file descriptor, no clock, no I/O. May import: ``kpmd.errors``."""

@@ -1,0 +1,133 @@
+"""Wires everything together: socket, services, API, signals, and the order of the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+
+import structlog
+import uvloop
+
+from kpmd import __version__
+from kpmd.api.app import make_api
+from kpmd.bpf.kernel import LinuxKernel
+from kpmd.bpf.loader import LoaderLimits
+from kpmd.config import Config
+from kpmd.listener import Listener, ListenError, make, passed_by_systemd
+from kpmd.runtime.kernel import Kernel
+from kpmd.runtime.state import State
+
+log = structlog.get_logger("kpmd")
+
+
+def configure_logging(level: str) -> None:
+    """One JSON object a line on stderr: nothing that a client sends can split or forge a line."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); does nothing where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(message.encode(), address)
+
+
+def raise_limits() -> None:
+    """As many file descriptors as the hard limit allows: each link, map and client needs one.
+
+    And as much locked memory, which is what kernels before 5.11 count BPF memory as.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
+    except (ValueError, PermissionError):
+        log.debug("RLIMIT_MEMLOCK stays as it is")
+
+
+async def serve(config: Config, listener: Listener, kernel: Kernel) -> None:
+    """Serve until SIGTERM or SIGINT; then let what runs end, detach everything, and return."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    state = State(kernel)
+    await state.executor.run(kernel.start)
+    api = make_api(state, max_body=config.limits.body_bytes, max_object=config.limits.object_bytes)
+    runner = api.runner(config.limits.shutdown_seconds)
+    await runner.setup()
+    if runner.server is None:
+        raise RuntimeError("aiohttp's runner was set up but made no server")
+    server = await loop.create_unix_server(api.protocol(runner.server, loop), sock=listener.sock)
+    warming = asyncio.create_task(_warm_up(state))
+    log.info("listening", socket=listener.where, version=__version__, kernel=kernel.release)
+    notify("READY=1")
+    try:
+        await stop.wait()
+    finally:
+        log.info("stopping")
+        notify("STOPPING=1")
+        state.stopping = True
+        server.close()
+        await runner.cleanup()
+        warming.cancel()
+        await asyncio.gather(warming, return_exceptions=True)
+        await state.close()
+        log.info("stopped")
+
+
+async def _warm_up(state: State) -> None:
+    """Feature tests and the symbol index, so that the first client does not wait for them."""
+    try:
+        for feature in await state.features.all():
+            log.info(
+                "feature", name=feature.name, supported=feature.supported, reason=feature.reason
+            )
+        await state.symbols.index()
+    except Exception:
+        # The next request that needs them tries again, and gets the error as its answer.
+        log.exception("warm-up failed")
+
+
+def run(config: Config) -> int:
+    """Run the daemon; returns the exit status."""
+    configure_logging(config.log_level)
+    raise_limits()
+    try:
+        listener = passed_by_systemd(os.environ, os.getpid()) or make(
+            config.socket, config.group, config.mode
+        )
+    except ListenError as error:
+        log.error("cannot listen", reason=str(error))
+        return 1
+    limits = LoaderLimits(
+        seconds=config.limits.load_seconds, memory_bytes=config.limits.load_memory_bytes
+    )
+    try:
+        uvloop.run(serve(config, listener, LinuxKernel(limits)))
+    finally:
+        listener.close()
+    return 0

@@ -1,0 +1,4 @@
+"""asyncio over ``core`` and ``bpf``: the services that the API calls.
+
+May import: ``kpmd.core``, ``kpmd.bpf``, ``kpmd.errors``. Knows nothing of HTTP.
+"""

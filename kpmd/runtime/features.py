@@ -1,0 +1,80 @@
+"""The cached feature test: yes and no are kept, anything else is asked again next time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from kpmd.bpf.features import Answer
+from kpmd.errors import NotSupported
+from kpmd.runtime.executor import Executor
+from kpmd.runtime.kernel import Kernel
+
+
+@dataclass(frozen=True)
+class Feature:
+    """The answer of a feature test. ``supported`` None: inconclusive, and not cached."""
+
+    name: str
+    min_kernel: str
+    supported: bool | None
+    reason: str | None
+    checked_at: float
+
+
+class Features:
+    """Runs each feature test at most once at a time, and no more once it gave a yes or no."""
+
+    def __init__(self, kernel: Kernel, executor: Executor) -> None:
+        self._kernel = kernel
+        self._executor = executor
+        self._known: dict[str, Feature] = {}
+        self._lock = asyncio.Lock()
+        #: Counted up with each new answer; lets others cache what they derive.
+        self.version = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether every feature has a yes or no."""
+        return all(
+            name in self._known and self._known[name].supported is not None
+            for name, _ in self._kernel.features
+        )
+
+    async def all(self, *, refresh: bool = False) -> list[Feature]:
+        """Every feature; runs the tests that have not given a yes or no (``refresh``: all)."""
+        if refresh or not self.settled:
+            async with self._lock:
+                for name, _ in self._kernel.features:
+                    known = self._known.get(name)
+                    if refresh or known is None or known.supported is None:
+                        await self._test(name)
+        return [self._known[name] for name, _ in self._kernel.features]
+
+    async def get(self, name: str) -> Feature:
+        """One feature, from the cache where it has a yes or no."""
+        known = self._known.get(name)
+        if known is None or known.supported is None:
+            async with self._lock:
+                known = self._known.get(name)
+                if known is None or known.supported is None:
+                    known = await self._test(name)
+        return known
+
+    async def _test(self, name: str) -> Feature:
+        answer: Answer = await self._executor.run(self._kernel.test_feature, name)
+        feature = Feature(
+            name, dict(self._kernel.features)[name], answer.supported, answer.reason, time.time()
+        )
+        self._known[name] = feature
+        self.version += 1
+        return feature
+
+
+def not_supported(feature: Feature) -> NotSupported:
+    """The error for a link that needs a feature which the kernel lacks."""
+    return NotSupported(
+        f"{feature.reason}; {feature.name} needs kernel {feature.min_kernel} with CONFIG_FPROBE",
+        needs=f"kernel {feature.min_kernel}, CONFIG_FPROBE",
+    )

@@ -1,0 +1,169 @@
+"""Loading programs, and reading their maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from kpmd.bpf.fd import Closed
+from kpmd.bpf.kernel import Loaded
+from kpmd.bpf.maps import Entry
+from kpmd.core.model import Caller, Client, Map, Program, new_id
+from kpmd.core.specs import InstructionsSource, ProgramSpec
+from kpmd.errors import Invalid, NotFound
+from kpmd.runtime.executor import Lane
+from kpmd.runtime.state import State
+
+log = structlog.get_logger("kpmd.programs")
+
+
+async def load(
+    state: State, client: Client, spec: ProgramSpec
+) -> tuple[list[Program], list[Map], list[str | None]]:
+    """Load a program or the programs of an object for ``client``.
+
+    Returns programs, their maps, and the verifier's log of each program where it was asked for.
+    Raises the errors of the loader and of the verifier, and Gone where the client ended meanwhile:
+    nothing stays loaded then.
+    """
+    state.check_open()
+    user = await state.owner_name(client)
+    loaded = await state.executor.run(_load, state, spec, lane=Lane.LOAD, undo=Loaded.close)
+    try:
+        state.check_open()
+        programs, maps = _records(state, client, user, spec, loaded)
+        state.registry.add_loaded(client, programs, maps)
+    except BaseException:
+        await state.executor.run(loaded.close, lane=Lane.CLOSE)
+        raise
+    for program, made in zip(programs, loaded.programs, strict=True):
+        state.keep(program.id, made.fd)
+        log.info(
+            "program loaded",
+            id=program.id,
+            kernel_id=program.kernel_id,
+            name=program.name,
+            attach=program.attach,
+            uid=client.uid,
+            pid=client.pid,
+        )
+    for each, mapped in zip(maps, loaded.maps, strict=True):
+        state.keep(each.id, mapped.fd)
+        state.map_details[each.id] = mapped.details
+    return programs, maps, [made.log for made in loaded.programs]
+
+
+def _load(state: State, spec: ProgramSpec) -> Loaded:
+    source = spec.source
+    if isinstance(source, InstructionsSource):
+        if spec.attach is None:
+            raise Invalid.at(
+                ["attach"], "raw instructions do not say it: give kprobe_multi or kprobe_session"
+            )
+        return state.kernel.load_instructions(
+            source.instructions, source.name, source.license, spec.attach, spec.want_log
+        )
+    return state.kernel.load_object(
+        source.elf,
+        source.programs,
+        spec.attach,
+        dict(source.globals),
+        dict(source.max_entries),
+        spec.want_log,
+    )
+
+
+def _records(
+    state: State, client: Client, user: str | None, spec: ProgramSpec, loaded: Loaded
+) -> tuple[list[Program], list[Map]]:
+    now = state.now()
+    maps = [
+        Map(
+            id=new_id("map"),
+            kernel_id=each.details.kernel_id,
+            name=each.name,
+            type=each.details.type,
+            key_size=each.details.key_size,
+            value_size=each.details.value_size,
+            max_entries=each.details.max_entries,
+            uid=client.uid,
+            percpu=each.details.percpu,
+        )
+        for each in loaded.maps
+    ]
+    used = {kernel_id for program in loaded.programs for kernel_id in program.info.map_ids}
+    programs = []
+    for made in loaded.programs:
+        # A map that no program uses belongs to all of the object, so that it ends with them.
+        own = [
+            each
+            for each in maps
+            if each.kernel_id in made.info.map_ids or each.kernel_id not in used
+        ]
+        program = Program(
+            id=new_id("prg"),
+            kernel_id=made.info.kernel_id,
+            name=made.name,
+            tag=made.info.tag,
+            attach="kprobe_session" if made.attach == "kprobe_session" else "kprobe_multi",
+            uid=client.uid,
+            user=user,
+            client=client.id,
+            lifetime=spec.lifetime,
+            maps=tuple(each.id for each in own),
+            labels=dict(spec.labels),
+            created_at=now,
+            verified_instructions=made.info.verified_instructions,
+            jited_bytes=made.info.jited_bytes,
+        )
+        for each in own:
+            each.programs.add(program.id)
+        programs.append(program)
+    return programs, maps
+
+
+async def delete(state: State, caller: Caller, id_: str, *, force: bool) -> None:
+    """Unload a program; with ``force`` detach its links first. Raises NotFound, Conflict."""
+    await state.close_now(state.registry.delete_program(caller, id_, force))
+
+
+async def entries(
+    state: State, caller: Caller, id_: str, after: bytes | None, limit: int
+) -> Sequence[Entry]:
+    """At most ``limit`` entries of a map behind the key ``after``."""
+    each = state.registry.map(caller, id_)
+    if after is not None:
+        _check_key(each, after, "after")
+    details = state.map_details[id_]
+    try:
+        return await state.executor.run(
+            state.kernel.read_entries, state.handle(id_), details, after, limit
+        )
+    except Closed:
+        raise _ended(id_) from None
+
+
+async def entry(state: State, caller: Caller, id_: str, key: bytes) -> Entry:
+    """One entry of a map. Raises NotFound where there is none of that key."""
+    each = state.registry.map(caller, id_)
+    _check_key(each, key, "key")
+    details = state.map_details[id_]
+    try:
+        value = await state.executor.run(state.kernel.read_entry, state.handle(id_), details, key)
+    except Closed:
+        raise _ended(id_) from None
+    if value is None:
+        raise NotFound(f"map {id_} has no entry {key.hex()}")
+    return key, value
+
+
+def _ended(id_: str) -> NotFound:
+    return NotFound(f"map {id_} has ended with its last program")
+
+
+def _check_key(each: Map, key: bytes, where: str) -> None:
+    if len(key) != each.key_size:
+        raise Invalid.at(
+            [where], f"has {len(key)} bytes; a key of this map has {each.key_size}, written in hex"
+        )

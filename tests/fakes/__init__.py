@@ -1,0 +1,1 @@
+"""Stand-ins for the kernel, for tests of logic and for faults that a kernel can't be brought to."""

@@ -1,0 +1,263 @@
+"""A kernel that does what the real one does as far as kpmd can see, and fails when told to."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kpmd.bpf.fd import OwnedFd
+from kpmd.bpf.features import Answer
+from kpmd.bpf.kallsyms import SymbolFiles
+from kpmd.bpf.kernel import Loaded, LoadedMap, LoadedProgram
+from kpmd.bpf.maps import Entry
+from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.errors import BadObject, VerifierRejected
+
+TEXT = 0xFFFFFFFF81000000
+
+#: Traceable functions: name -> (address, offset of the traceable place, module)
+FUNCTIONS = {
+    "vfs_read": (TEXT + 0x1000, 4, ""),
+    "vfs_write": (TEXT + 0x2000, 4, ""),
+    "vfs_open": (TEXT + 0x3000, 0, ""),
+    "vprintk": (TEXT + 0x4000, 4, ""),
+    "inet6_release": (TEXT + 0x5000, 4, ""),
+    "nf_hook": (0xFFFFFFFFC0001000, 4, "nf_tables"),
+}
+#: Names that stand for two functions each.
+AMBIGUOUS = {"cleanup": (TEXT + 0x6000, TEXT + 0x7000)}
+#: Another name of a function that tracefs lists under the first.
+ALIASES = {"ksys_read_alias": TEXT + 0x1000}
+#: In kallsyms, but not traceable.
+UNTRACEABLE = {"do_idle_loop": TEXT + 0x8000}
+
+
+def symbol_files(*, addresses: bool = True, hidden: bool = False, many: int = 0) -> SymbolFiles:
+    """The kernel's text files; ``many`` adds that many functions ``many_0`` and so on."""
+    kallsyms: list[tuple[int, str, str]] = []
+    functions: list[tuple[int, str, str]] = []
+    for name, (address, delta, module) in FUNCTIONS.items():
+        kallsyms.append((address, name, module))
+        functions.append((address + delta, name, module))
+    for name, both in AMBIGUOUS.items():
+        for address in both:
+            kallsyms.append((address, name, ""))
+            functions.append((address + 4, name, ""))
+    kallsyms += [(address, name, "") for name, address in {**ALIASES, **UNTRACEABLE}.items()]
+    for number in range(many):
+        address = TEXT + 0x100000 + number * 0x40
+        kallsyms.append((address, f"many_{number}", ""))
+        functions.append((address + 4, f"many_{number}", ""))
+    kallsyms.sort()
+    functions.sort()
+    lines = [
+        f"{0 if hidden else address:016x} T {name}" + (f"\t[{module}]" if module else "")
+        for address, name, module in kallsyms
+    ]
+    listed = [
+        (f"{address:016x} " if addresses else "") + name + (f" [{module}]" if module else "")
+        for address, name, module in functions
+    ]
+    return SymbolFiles(
+        "\n".join(lines).encode() + b"\n", "\n".join(listed).encode() + b"\n", addresses
+    )
+
+
+class _LinkFd(OwnedFd):
+    """Calls the hook ``close_link`` of its kernel before it closes, as a kernel takes its time."""
+
+    __slots__ = ("_kernel",)
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        super().__init__(os.eventfd(0), "link")
+        self._kernel = kernel
+
+    def close(self) -> None:
+        if not self.closed:
+            self._kernel.enter("close_link")
+        super().close()
+
+
+@dataclass
+class FakeLink:
+    """A link as the fake kernel sees it."""
+
+    fd: OwnedFd
+    program: OwnedFd
+    details: LinkDetails
+    addresses: list[int]
+    symbols: list[str]
+    cookies: list[int]
+    retprobe: bool
+
+
+@dataclass
+class FakeKernel:
+    """Implements ``kpmd.runtime.kernel.Kernel`` over eventfds, so that leaks are real leaks.
+
+    ``fail`` maps a method's name to an exception that its next call raises; ``hooks`` to something
+    that it calls first (to block on, say).
+    """
+
+    release: str = "6.12.0-fake"
+    machine: str = "x86_64"
+    features: tuple[tuple[str, str], ...] = (
+        ("bpf_link_kprobe_multi", "5.18"),
+        ("bpf_link_kprobe_session", "6.10"),
+    )
+    answers: dict[str, Answer] = field(default_factory=dict)
+    files: SymbolFiles = field(default_factory=symbol_files)
+    signature: tuple[bytes, ...] = (b"nf_tables 1 0x1",)
+    fail: dict[str, BaseException] = field(default_factory=dict)
+    hooks: dict[str, Callable[[], object]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    entries: dict[bytes, list[bytes]] = field(default_factory=dict)
+    map_type: tuple[str, int] = ("hash", 1)
+    links: list[FakeLink] = field(default_factory=list)
+    programs: list[OwnedFd] = field(default_factory=list)
+    maps: list[OwnedFd] = field(default_factory=list)
+    started: bool = False
+
+    def __post_init__(self) -> None:
+        self._ids = itertools.count(100)
+        self._lock = threading.Lock()
+
+    def enter(self, name: str) -> None:
+        with self._lock:
+            self.calls.append(name)
+            error = self.fail.pop(name, None)
+        if hook := self.hooks.get(name):
+            hook()
+        if error is not None:
+            raise error
+
+    def start(self) -> None:
+        self.started = True
+
+    def close(self) -> None:
+        self.started = False
+
+    def test_feature(self, name: str) -> Answer:
+        self.enter("test_feature")
+        return self.answers.get(name, Answer(True))
+
+    def _program(self, name: str, attach: str, map_ids: tuple[int, ...] = ()) -> LoadedProgram:
+        number = next(self._ids)
+        fd = OwnedFd(os.eventfd(0), f"program {name}")
+        with self._lock:
+            self.programs.append(fd)
+        return LoadedProgram(
+            name,
+            attach,
+            fd,
+            ProgramInfo(number, name[:15], f"{number:016x}", 2, 20, map_ids),
+            None,
+        )
+
+    def load_instructions(
+        self, instructions: bytes, name: str, license_: str, attach: str, want_log: bool
+    ) -> Loaded:
+        self.enter("load_instructions")
+        if instructions == b"\x95" + bytes(7):
+            raise VerifierRejected("the verifier refused it", "R0 !read_ok\n", False)
+        return Loaded([self._program(name, attach)])
+
+    def load_object(
+        self,
+        elf: bytes,
+        programs: Sequence[str] | None,
+        attach: str | None,
+        globals_: dict[str, int | bytes],
+        max_entries: dict[str, int],
+        want_log: bool,
+    ) -> Loaded:
+        """Any ELF file has two programs, ``count`` and ``other``, that share the map ``counts``."""
+        self.enter("load_object")
+        if not elf.startswith(b"\x7fELF"):
+            raise BadObject("the object is no ELF file")
+        number = next(self._ids)
+        type_name, type_number = self.map_type
+        details = MapDetails(
+            number, "counts", type_name, type_number, 8, 8, max_entries.get("counts", 16384)
+        )
+        names = programs or ("count", "other")
+        counts = OwnedFd(os.eventfd(0), "map counts")
+        with self._lock:
+            self.maps.append(counts)
+        return Loaded(
+            [self._program(name, attach or "kprobe_multi", (number,)) for name in names],
+            [LoadedMap("counts", counts, details)],
+        )
+
+    def create_link(
+        self,
+        program: Any,
+        attach: str,
+        *,
+        retprobe: bool,
+        addresses: Sequence[int],
+        symbols: Sequence[str],
+        cookies: Sequence[int],
+    ) -> tuple[OwnedFd, LinkDetails]:
+        self.enter("create_link")
+        known = {address for address, _, _ in FUNCTIONS.values()} | {
+            address for both in AMBIGUOUS.values() for address in both
+        }
+        if any(name not in FUNCTIONS for name in symbols if not name.startswith("many_")):
+            raise OSError(errno.ESRCH, "no such symbol")
+        if any(each not in known and each < TEXT + 0x100000 for each in addresses):
+            raise OSError(errno.EINVAL, "bad address")
+        with program.borrow():
+            fd = _LinkFd(self)
+        details = LinkDetails(next(self._ids), 1, len(addresses) or len(symbols), 0)
+        made = FakeLink(
+            fd, program, details, list(addresses), list(symbols), list(cookies), retprobe
+        )
+        with self._lock:
+            self.links.append(made)
+        return fd, details
+
+    @property
+    def attached(self) -> list[FakeLink]:
+        """Links that are not closed."""
+        return [link for link in self.links if not link.fd.closed]
+
+    @property
+    def loaded(self) -> list[OwnedFd]:
+        """Programs that are not closed."""
+        return [program for program in self.programs if not program.closed]
+
+    @property
+    def open_maps(self) -> list[OwnedFd]:
+        """Maps that are not closed."""
+        return [each for each in self.maps if not each.closed]
+
+    def link_details(self, link: Any) -> LinkDetails:
+        self.enter("link_details")
+        link.fileno()  # raises Closed where it is
+        return next(each.details for each in self.links if each.fd is link)
+
+    def read_entries(
+        self, map_: Any, details: MapDetails, after: bytes | None, limit: int
+    ) -> list[Entry]:
+        self.enter("read_entries")
+        map_.fileno()  # raises Closed where it is
+        keys = [key for key in sorted(self.entries) if after is None or key > after]
+        return [(key, self.entries[key]) for key in keys[:limit]]
+
+    def read_entry(self, map_: Any, details: MapDetails, key: bytes) -> list[bytes] | None:
+        self.enter("read_entry")
+        map_.fileno()  # raises Closed where it is
+        return self.entries.get(key)
+
+    def symbol_files(self) -> SymbolFiles:
+        self.enter("symbol_files")
+        return self.files
+
+    def modules_signature(self) -> tuple[bytes, ...]:
+        return self.signature

@@ -1,0 +1,75 @@
+"""A daemon for each test, clients of this process, and processes of other users."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from kpmd.api import openapi
+from kpmd.api.app import routes
+from tests.fakes.kernel import FakeKernel
+from tests.http.actor import Actor
+from tests.http.samples import Gate
+from tests.http.serving import Client, Served
+
+Serve = Callable[..., Awaitable[Served]]
+
+
+def open_gates(kernel: FakeKernel) -> None:
+    """Let go what a failed test still holds."""
+    for hook in kernel.hooks.values():
+        if isinstance(hook, Gate):
+            hook.open()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_document() -> Iterator[None]:
+    """Have the OpenAPI document made once, and not anew for each of the tests' daemons."""
+    made = openapi.to_json(routes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openapi, "to_json", lambda table: made)
+        yield
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    return FakeKernel()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Makes daemons; all are stopped at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def start(kernel: FakeKernel, **options: int | float) -> Served:
+            served = await Served.start(kernel, **options)  # type: ignore[arg-type]
+            stack.push_async_callback(served.stop)
+            stack.callback(open_gates, kernel)
+            return served
+
+        yield start
+
+
+@pytest.fixture
+async def served(serve: Serve, kernel: FakeKernel) -> Served:
+    return await serve(kernel)
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[Client]:
+    async with Client(served.path) as client:
+        yield client
+
+
+@pytest.fixture
+async def actor(served: Served) -> AsyncIterator[Callable[..., Awaitable[Actor]]]:
+    """Makes processes; all are killed at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def start(uid: int = 0, path: Path | None = None) -> Actor:
+            return await stack.enter_async_context(Actor(path or served.path, uid))
+
+        yield start

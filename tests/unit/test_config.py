@@ -1,0 +1,113 @@
+"""The configuration file, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kpmd.config import Config, ConfigError, load
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "kpmd.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_without_a_file() -> None:
+    config = load(None)
+    assert config == Config()
+    assert (str(config.socket), config.group, config.mode) == ("/run/kpmd.sock", None, 0o660)
+    assert config.log_level == "info"
+    assert config.limits.body_bytes == 32 << 20
+
+
+def test_a_full_file(tmp_path: Path) -> None:
+    config = load(
+        written(
+            tmp_path,
+            """
+            socket = "/tmp/k.sock"
+            group = "adm"
+            mode = "0600"
+            log_level = "debug"
+            [limits]
+            body_bytes = 2000
+            object_bytes = 3000
+            load_seconds = 1
+            load_memory_bytes = 100000000
+            shutdown_seconds = 0.5
+            """,
+        )
+    )
+    assert (str(config.socket), config.group, config.mode) == ("/tmp/k.sock", "adm", 0o600)
+    assert (config.limits.body_bytes, config.limits.object_bytes) == (2000, 3000)
+    assert (config.limits.load_seconds, config.limits.shutdown_seconds) == (1.0, 0.5)
+
+
+def test_arguments_win(tmp_path: Path) -> None:
+    path = written(tmp_path, 'group = "adm"\nmode = "0600"\n')
+    config = load(path, mode="0666", group=None, socket=Path("/tmp/other"))
+    assert (config.group, config.mode, config.socket) == ("adm", 0o666, Path("/tmp/other"))
+
+
+@pytest.mark.parametrize("mode", ['"0660"', '"660"', '"0o660"', "0o660"])
+def test_modes_in_octal(tmp_path: Path, mode: str) -> None:
+    assert load(written(tmp_path, f"mode = {mode}")).mode == 0o660
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('mode = "rw-rw----"', "mode"),
+        ('mode = "0888"', "mode"),
+        ("mode = 660", "mode"),
+        ('mode = "1777"', "mode"),
+        ('mode = "-1"', "mode"),
+        ("mode = true", "mode"),
+        ('log_level = "loud"', "log_level"),
+        ("group = 4", "group"),
+        ("socket = 4", "socket"),
+        ("surprise = 1", "surprise"),
+        ("[limits]\nsurprise = 1", "limits.surprise"),
+        ("[limits]\nbody_bytes = 0", "limits.body_bytes"),
+        ('[limits]\nbody_bytes = "many"', "limits.body_bytes"),
+        ("[limits]\nload_seconds = 0", "limits.load_seconds"),
+        ("[limits]\nload_seconds = nan", "limits.load_seconds"),
+        ("[limits]\nshutdown_seconds = inf", "limits.shutdown_seconds"),
+        ("limits = 1", "limits"),
+    ],
+)
+def test_an_error_names_file_and_field(tmp_path: Path, text: str, field: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    assert f"{field}: " in str(error.value)
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(written(tmp_path, 'mode = "x"\nsurprise = 1\n'))
+    assert "mode: " in str(error.value)
+    assert "surprise: " in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["mode = ", "a = 1\na = 2", b"\xff\xfe", b"a = \0"])
+def test_what_is_no_toml(tmp_path: Path, text: str | bytes) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"kpmd\.toml"):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError) as error:
+            load(path)
+        assert str(path) in str(error.value)
+
+
+def test_a_wrong_argument() -> None:
+    with pytest.raises(ConfigError, match=r"arguments: mode: "):
+        load(None, mode="x")

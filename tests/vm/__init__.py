@@ -1,0 +1,1 @@
+"""Runs commands on real kernels in qemu; see the README beside this file."""
