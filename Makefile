@@ -11,7 +11,7 @@ SECONDS ?= 10
 KERNEL  ?= 6.12
 COUNT   ?= vfs_read vfs_write vfs_open
 # Kernels of the matrix; `own` is this machine's, without a VM.
-KERNELS ?= 6.12 7.3 6.1
+KERNELS ?= 6.12 7.3 6.1 5.10
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
@@ -60,6 +60,7 @@ check: $(STAMP)
 
 ## unit: unit and HTTP tests, without a VM
 unit: $(STAMP) setup-run
+	@deploy/apt-install cpio
 	$(PY) -m pytest
 
 ## test-own: the kernel tests on this machine's own kernel

@@ -1,48 +1,53 @@
-"""``kpmd``, also ``python -m kpmd``: arguments, then ``daemon.run``."""
+"""``kpmd``, also ``python -m kpmd``: arguments, then ``daemon.run``.
+
+argparse, not click as for kpmctl: what a daemon imports it keeps in memory, and click is 5 MB.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
-
-import click
 
 from kpmd import __version__
 from kpmd.config import DEFAULT_SOCKET, LOG_LEVELS, ConfigError, load
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--socket",
-    type=click.Path(path_type=Path),
-    help=f"Listen here, unless systemd passes a socket.  [default: {DEFAULT_SOCKET}]",
-)
-@click.option("--group", help="The group that the socket is for.  [default: the daemon's own]")
-@click.option("--mode", help="Permissions of the socket, in octal.  [default: 0660]")
-@click.option("--config", type=click.Path(path_type=Path), help="A configuration file (TOML).")
-@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="[default: info]")
-@click.version_option(__version__, prog_name="kpmd")
-def main(
-    socket: Path | None,
-    group: str | None,
-    mode: str | None,
-    config: Path | None,
-    log_level: str | None,
-) -> None:
-    """Attach BPF programs to kernel functions as a service, over a Unix socket.
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kpmd",
+        description="Attach BPF programs to kernel functions as a service, over a Unix socket. "
+        "Needs root, or the capabilities that its systemd unit names. What an argument says wins "
+        "over the configuration file.",
+    )
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help=f"listen here, unless systemd passes a socket (default: {DEFAULT_SOCKET})",
+    )
+    parser.add_argument(
+        "--group", metavar="NAME", help="the group that may connect (default: the daemon's own)"
+    )
+    parser.add_argument("--mode", metavar="OCTAL", help="permissions of the socket (default: 0660)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="(default: info)")
+    parser.add_argument("--version", action="version", version=f"kpmd, version {__version__}")
+    return parser
 
-    Needs root, or CAP_BPF, CAP_PERFMON and CAP_SYSLOG. What an argument says wins over the
-    configuration file.
-    """
+
+def main() -> None:
+    """Run the daemon as the command line says; exits with its status."""
+    given = vars(_parser().parse_args())
     try:
-        loaded = load(config, socket=socket, group=group, mode=mode, log_level=log_level)
+        config = load(given.pop("config"), **given)
     except ConfigError as error:
-        raise click.ClickException(str(error)) from error
+        sys.exit(f"kpmd: {error}")
     # Only now: --help and --version need none of it.
     from kpmd.daemon import run
 
-    sys.exit(run(loaded))
+    sys.exit(run(config))
 
 
 if __name__ == "__main__":
-    main(prog_name="kpmd")
+    main()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kpmd.core.deny import DenyList
 
 DEFAULT_SOCKET = Path("/run/kpmd.sock")
 
@@ -38,6 +41,7 @@ class Limits(BaseModel):
 
     body_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 30)] = 32 << 20
     object_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 28)] = 16 << 20
+    targets_per_link: Annotated[int, Field(ge=1, le=1 << 20)] = 1 << 20
     load_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     load_memory_bytes: Annotated[int, Field(ge=64 << 20)] = 512 << 20
     shutdown_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
@@ -52,7 +56,21 @@ class Config(BaseModel):
     group: str | None = None
     mode: Annotated[int, BeforeValidator(parse_mode), Field(ge=0, le=0o777)] = 0o660
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    deny_file: Path | None = None
     limits: Limits = Limits()
+
+
+def load_deny_list(path: Path | None) -> DenyList:
+    """The deny list of the file at ``path``; None: the one that ships with kpmd.
+
+    Raises ConfigError.
+    """
+    try:
+        if path is None:
+            return DenyList.parse(files("kpmd").joinpath("deny.txt").read_text("utf-8"))
+        return DenyList.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path or 'deny.txt'}: {error}") from error
 
 
 def load(path: Path | None, **arguments: object) -> Config:

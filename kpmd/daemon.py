@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import signal
 import socket
-import sys
 
-import structlog
 import uvloop
 
 from kpmd import __version__
 from kpmd.api.app import make_api
 from kpmd.bpf.kernel import LinuxKernel
 from kpmd.bpf.loader import LoaderLimits
-from kpmd.config import Config
+from kpmd.config import Config, ConfigError, load_deny_list
+from kpmd.core.deny import DenyList
 from kpmd.listener import Listener, ListenError, make, passed_by_systemd
+from kpmd.log import Log
+from kpmd.log import configure as configure_logging
+from kpmd.runtime.executor import Lane
 from kpmd.runtime.kernel import Kernel
 from kpmd.runtime.state import State
 
-log = structlog.get_logger("kpmd")
-
-
-def configure_logging(level: str) -> None:
-    """One JSON object a line on stderr: nothing that a client sends can split or forge a line."""
-    structlog.configure(
-        processors=[
-            structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+log = Log("kpmd")
 
 
 def notify(message: str) -> None:
@@ -68,13 +52,15 @@ def raise_limits() -> None:
         log.debug("RLIMIT_MEMLOCK stays as it is")
 
 
-async def serve(config: Config, listener: Listener, kernel: Kernel) -> None:
+async def serve(
+    config: Config, listener: Listener, kernel: Kernel, deny: DenyList | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; then let what runs end, detach everything, and return."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    state = State(kernel)
+    state = State(kernel, deny=deny, max_targets=config.limits.targets_per_link)
     await state.executor.run(kernel.start)
     api = make_api(state, max_body=config.limits.body_bytes, max_object=config.limits.object_bytes)
     runner = api.runner(config.limits.shutdown_seconds)
@@ -106,16 +92,21 @@ async def _warm_up(state: State) -> None:
             log.info(
                 "feature", name=feature.name, supported=feature.supported, reason=feature.reason
             )
-        await state.symbols.index()
-    except Exception:
+        await state.executor.run(state.symbols.current, lane=Lane.ATTACH)
+    except Exception as error:
         # The next request that needs them tries again, and gets the error as its answer.
-        log.exception("warm-up failed")
+        log.error("warm-up failed", error)
 
 
 def run(config: Config) -> int:
     """Run the daemon; returns the exit status."""
     configure_logging(config.log_level)
     raise_limits()
+    try:
+        deny = load_deny_list(config.deny_file)
+    except ConfigError as error:
+        log.error("cannot start", reason=str(error))
+        return 1
     try:
         listener = passed_by_systemd(os.environ, os.getpid()) or make(
             config.socket, config.group, config.mode
@@ -127,7 +118,7 @@ def run(config: Config) -> int:
         seconds=config.limits.load_seconds, memory_bytes=config.limits.load_memory_bytes
     )
     try:
-        uvloop.run(serve(config, listener, LinuxKernel(limits)))
+        uvloop.run(serve(config, listener, LinuxKernel(limits), deny))
     finally:
         listener.close()
     return 0

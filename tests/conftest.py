@@ -8,19 +8,10 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-import structlog
 
 from kpmd.bpf.fd import tracer
 
 tracer.active = True
-structlog.configure(
-    processors=[
-        structlog.stdlib.add_log_level,
-        structlog.processors.format_exc_info,
-        structlog.processors.KeyValueRenderer(key_order=["event"]),
-    ]
-)
-
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 

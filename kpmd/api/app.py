@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kpmd.api import clients, links, maps, openapi
+from kpmd.api import clients, links, maps, openapi, symbols
 from kpmd.api.daemon import DaemonCalls
 from kpmd.api.programs import ProgramCalls
 from kpmd.api.route import Route
@@ -26,6 +26,7 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
         *ProgramCalls(max_object).routes(),
         *maps.ROUTES,
         *links.ROUTES,
+        *symbols.ROUTES,
         *clients.ROUTES,
     ]
     daemon.openapi = openapi.to_json(table)

@@ -15,7 +15,6 @@ from kpmd.api.models import (
     VersionAnswer,
 )
 from kpmd.api.route import Call, Reply, Route
-from kpmd.core.specs import MAX_TARGETS
 from kpmd.errors import Forbidden
 from kpmd.runtime.features import Feature
 
@@ -24,9 +23,8 @@ class DaemonCalls:
     """Holds the answers that are made once."""
 
     def __init__(self, max_body: int, max_object: int) -> None:
-        self._limits = LimitsAnswer(
-            body_bytes=max_body, object_bytes=max_object, targets_per_link=MAX_TARGETS, page=1000
-        )
+        self._max_body = max_body
+        self._max_object = max_object
         self._capabilities: tuple[int, bytes] | None = None
         self._version = VersionAnswer(version=__version__, api=API_VERSION)
         self.openapi = b"{}"
@@ -60,7 +58,12 @@ class DaemonCalls:
             },
             api=ApiAnswer(version=API_VERSION, extensions=[]),
             builtins=sorted(builtin.BUILTINS),
-            limits=self._limits,
+            limits=LimitsAnswer(
+                body_bytes=self._max_body,
+                object_bytes=self._max_object,
+                targets_per_link=call.state.max_targets,
+                page=1000,
+            ),
         )
 
     async def healthz(self, call: Call) -> Reply:

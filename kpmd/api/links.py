@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kpmd.api.fields import address, rfc3339
 from kpmd.api.models import (
+    DryRunAnswer,
     LifetimeAnswer,
     LinkAnswer,
     LinkBody,
@@ -11,14 +12,17 @@ from kpmd.api.models import (
     LinksQuery,
     OwnerAnswer,
     PageQuery,
+    RefusalAnswer,
+    SkippedAnswer,
+    SkippedPage,
     TargetAnswer,
     TargetsPage,
 )
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.bpf.objects import LinkDetails
-from kpmd.core.model import Lifetime, Link, Targets
-from kpmd.core.specs import LinkSpec
+from kpmd.core.model import Lifetime, Link, Skipped, Targets
+from kpmd.core.specs import LinkSpec, TargetSpec
 from kpmd.errors import NotSupported
 from kpmd.runtime import links
 
@@ -33,7 +37,7 @@ def link_answer(link: Link, details: LinkDetails | None) -> LinkAnswer:
         mechanism=link.mechanism,
         count=(details.count if details else None) or link.count,
         missed=details.missed if details else None,
-        skipped=link.skipped,
+        skipped=len(link.skipped),
         owner=OwnerAnswer(uid=link.uid, user=link.user),
         client=link.client,
         lifetime=LifetimeAnswer(kind=link.lifetime.kind),
@@ -52,27 +56,85 @@ def target_answer(targets: Targets, position_: int) -> TargetAnswer:
     )
 
 
-async def attach(call: Call) -> Reply:
-    """POST /links"""
-    body: LinkBody = call.body
-    link, details = await links.attach(
-        call.state,
-        call.caller,
-        call.client,
-        LinkSpec(
-            program=body.program,
-            kind=body.kind,
+def skipped_answer(skipped: Skipped) -> SkippedAnswer:
+    """What is not attached to, as the API shows it."""
+    return SkippedAnswer(
+        symbol=skipped.symbol,
+        module=skipped.module,
+        reason=skipped.reason,
+        detail=skipped.detail,
+    )
+
+
+def _spec(body: LinkBody) -> LinkSpec:
+    return LinkSpec(
+        program=body.program,
+        kind=body.kind,
+        targets=TargetSpec(
             symbols=body.symbols,
             addresses=body.addresses,
+            patterns=body.patterns,
+            exclude=body.exclude,
             cookies=body.cookies,
-            labels=body.labels,
-            lifetime=Lifetime(body.lifetime.kind),
+            on_untraceable=body.on_untraceable,
+            on_ambiguous=body.on_ambiguous,
         ),
+        labels=body.labels,
+        lifetime=Lifetime(body.lifetime.kind),
+        mechanism=body.mechanism,
     )
+
+
+async def attach(call: Call) -> Reply:
+    """POST /links"""
+    spec = _spec(call.body)
+    if call.body.dry_run:
+        return await _dry_run(call, spec)
+    link, details = await links.attach(call.state, call.caller, call.client, spec)
     return Reply(
         link_answer(link, details),
         status=201,
         headers={"Location": f"/links/{link.id}"},
+    )
+
+
+async def _dry_run(call: Call, spec: LinkSpec) -> Reply:
+    program, resolved, error = await links.plan(call.state, call.caller, spec)
+
+    def describe() -> bytes:
+        count = len(resolved.targets)
+        return (
+            DryRunAnswer(
+                dry_run=True,
+                attachable=error is None,
+                refusal=None
+                if error is None
+                else RefusalAnswer(kind=error.kind, detail=error.detail),
+                program=program.id,
+                kind=spec.kind,
+                mechanism=program.mechanism,
+                count=count,
+                targets=[target_answer(resolved.targets, each) for each in range(count)],
+                skipped=[skipped_answer(each) for each in resolved.skipped],
+            )
+            .model_dump_json()
+            .encode()
+        )
+
+    return Reply(await call.state.executor.run(describe))
+
+
+async def get_skipped(call: Call) -> Reply:
+    """GET /links/{id}/skipped"""
+    query: PageQuery = call.query
+    skipped = call.state.registry.link(call.caller, call.path["id"]).skipped
+    first = position(query.after)
+    last = min(first + query.limit, len(skipped))
+    return Reply(
+        SkippedPage(
+            items=[skipped_answer(each) for each in skipped[first:last]],
+            next=cursor(last if last < len(skipped) else None),
+        )
     )
 
 
@@ -150,6 +212,7 @@ ROUTES = [
         "Attach a program to functions: to all of them, or to none",
         LinkAnswer,
         status=201,
+        also={200: DryRunAnswer},
         body=LinkBody,
         errors=(
             "not-found",
@@ -158,6 +221,7 @@ ROUTES = [
             "wrong-attach-type",
             "gone",
             "not-supported",
+            "quota",
             "shutting-down",
             "kernel",
         ),
@@ -175,6 +239,16 @@ ROUTES = [
         get_targets,
         "What a link is attached to",
         TargetsPage,
+        query=PageQuery,
+        errors=("not-found",),
+        tag="links",
+    ),
+    Route(
+        "GET",
+        "/links/{id}/skipped",
+        get_skipped,
+        "What a link was asked for and is not attached to, and why",
+        SkippedPage,
         query=PageQuery,
         errors=("not-found",),
         tag="links",

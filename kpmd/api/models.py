@@ -97,7 +97,7 @@ class ProgramBody(Model):
 
 
 class LinkBody(Model):
-    """What to attach, and to which functions. Exactly one of `symbols` and `addresses`."""
+    """What to attach, and to which functions: exactly one of `symbols`, `addresses`, `patterns`."""
 
     program: str
     kind: KindName
@@ -113,6 +113,32 @@ class LinkBody(Model):
         Annotated[list[U64], Field(fail_fast=True)] | None,
         Field(description="What `bpf_get_attach_cookie` gives at each target, in their order."),
     ] = None
+    patterns: Annotated[
+        Annotated[list[str], Field(fail_fast=True)] | None,
+        Field(
+            description="Functions by glob (`*`, `?`), of a module with its name behind it in "
+            "brackets: `nft_*[nf_tables]`. Functions on the deny list are left out."
+        ),
+    ] = None
+    exclude: Annotated[
+        Annotated[list[str], Field(fail_fast=True)],
+        Field(description="Globs of what to leave out of `patterns`.", default_factory=list),
+    ]
+    on_untraceable: Annotated[
+        Literal["error", "skip"] | None,
+        Field(description="Default: `error` for symbols and addresses, `skip` for patterns."),
+    ] = None
+    on_ambiguous: Annotated[
+        Literal["first", "all", "error"],
+        Field(description="Of several functions of one name; `first` is what the kernel takes."),
+    ] = "first"
+    mechanism: Annotated[
+        Literal["kprobe_multi"] | None,
+        Field(description="Insist on it, where kprobes one by one would do otherwise."),
+    ] = None
+    dry_run: Annotated[
+        bool, Field(description="Only tell what would be attached, what not, and why.")
+    ] = False
     lifetime: LifetimeBody = ProcessLifetime(kind="process")
     labels: Labels = Field(default_factory=dict)
 
@@ -136,6 +162,12 @@ class LinksQuery(PageQuery):
 
     program: str | None = None
     client: str | None = None
+
+
+class SymbolsQuery(PageQuery):
+    """Which functions."""
+
+    pattern: Annotated[str, Field(description="A glob, as in `patterns` of a link.")] = "*"
 
 
 class CapabilitiesQuery(Model):
@@ -235,6 +267,45 @@ class TargetAnswer(Answer):
     cookie: Decimal
 
 
+class SkippedAnswer(Answer):
+    """What was asked for and is not attached to, and why."""
+
+    symbol: str
+    module: str | None
+    reason: Literal["unknown", "untraceable", "blacklisted", "denied", "ambiguous"]
+    detail: str
+
+
+class RefusalAnswer(Answer):
+    """The error that a request would get."""
+
+    kind: str
+    detail: str
+
+
+class DryRunAnswer(Answer):
+    """What a request would attach to and what not. `attachable`: whether it would succeed so."""
+
+    dry_run: Literal[True]
+    attachable: bool
+    refusal: Annotated[RefusalAnswer | None, Field(description="Why it would not succeed.")]
+    program: str
+    kind: KindName
+    mechanism: Literal["kprobe_multi", "perf_event"]
+    count: int
+    targets: list[TargetAnswer]
+    skipped: list[SkippedAnswer]
+
+
+class SymbolAnswer(Answer):
+    """A traceable function. `address` is null where the kernel hides it."""
+
+    symbol: str
+    module: str | None
+    address: Address | None
+    ambiguous: Annotated[bool, Field(description="Whether several functions have this name.")]
+
+
 class EntryAnswer(Answer):
     """A map's entry. Per-CPU maps have a list of values, one for each possible CPU."""
 
@@ -280,6 +351,20 @@ class TargetsPage(Answer):
     """A page of a link's targets, in the order of the request."""
 
     items: list[TargetAnswer]
+    next: Cursor
+
+
+class SkippedPage(Answer):
+    """A page of what a link was asked for and is not attached to."""
+
+    items: list[SkippedAnswer]
+    next: Cursor
+
+
+class SymbolsPage(Answer):
+    """A page of traceable functions: the kernel's own by address, then those of modules."""
+
+    items: list[SymbolAnswer]
     next: Cursor
 
 

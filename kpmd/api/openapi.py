@@ -34,6 +34,7 @@ def document(routes: Iterable[Route]) -> AnyObject:
     routes = list(routes)
     bodies = {route.body for route in routes if route.body is not None}
     answers = {route.answer for route in routes if route.answer is not None} | {Problem}
+    answers |= {model for route in routes for model in route.also.values()}
     _, schemas = models_json_schema(
         [(model, "validation") for model in sorted(bodies, key=lambda each: each.__name__)]
         + [(model, "validation") for model in sorted(answers, key=lambda each: each.__name__)],
@@ -109,6 +110,9 @@ def _responses(route: Route) -> dict[str, Any]:
         if route.status == 201 and route.path == "/links":
             success["headers"] = {"Location": {"schema": {"type": "string"}}}
         responses[str(route.status)] = success
+    for status, model in route.also.items():
+        content = {"application/json": {"schema": _ref(model)}}
+        responses[str(status)] = {"description": model.__doc__, "content": content}
     kinds = [*_ALWAYS, *(_WITH_BODY if route.body else ()), *route.errors]
     by_status: dict[int, list[str]] = {}
     for kind in kinds:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
@@ -19,8 +18,9 @@ from kpmd.errors import (
     NotFound,
     TooLarge,
 )
+from kpmd.log import Log
 
-log = structlog.get_logger("kpmd.api")
+log = Log("kpmd.api")
 
 #: Errors told of one request: the first ones are enough to mend it by.
 _MOST_ERRORS = 20
@@ -78,7 +78,7 @@ def from_exception(error: BaseException, request_id: str) -> KpmdError:
         return Malformed(f"{error.reason}")
     if isinstance(error, (web.RequestPayloadError, ConnectionError, UnicodeError)):
         return Malformed("the body did not come whole")
-    log.error("bug", request=request_id, exc_info=error)
+    log.error("bug", error, request=request_id)
     return InternalError(
         "a bug in kpmd; the daemon's log has more under this request's id", request=request_id
     )

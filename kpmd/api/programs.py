@@ -20,7 +20,7 @@ from kpmd.api.models import (
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.model import Lifetime, Program
-from kpmd.core.specs import InstructionsSource, ObjectSource, ProgramSpec
+from kpmd.core.specs import BuiltinSource, InstructionsSource, ObjectSource, ProgramSpec
 from kpmd.errors import Invalid, TooLarge
 from kpmd.runtime import programs
 
@@ -55,7 +55,7 @@ class ProgramCalls:
 
     def _spec(self, body: ProgramBody) -> ProgramSpec:
         source = body.source
-        made: InstructionsSource | ObjectSource
+        made: InstructionsSource | ObjectSource | BuiltinSource
         if isinstance(source, InstructionsBody):
             if not source.instructions or len(source.instructions) % 8:
                 raise Invalid.at(
@@ -70,11 +70,7 @@ class ProgramCalls:
                     ["source", "builtin"],
                     f"there is no such builtin; there are: {', '.join(sorted(builtin.BUILTINS))}",
                 )
-            made = ObjectSource(
-                builtin.read(source.builtin),
-                globals=source.globals,
-                max_entries=source.max_entries,
-            )
+            made = BuiltinSource(source.builtin, source.globals, source.max_entries)
         else:
             if len(source.elf) > self._max_object:
                 raise TooLarge(

@@ -24,9 +24,9 @@ class Access(Enum):
 M = TypeVar("M", bound=BaseModel)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
-    """One request, its parts validated."""
+    """One request, its parts validated. Not frozen: one is made for each request."""
 
     state: State
     caller: Caller
@@ -36,7 +36,7 @@ class Call:
     body: Any
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Reply:
     """An answer: a model of the route's answer, ready bytes of one, or nothing (204)."""
 
@@ -47,7 +47,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Route:
-    """One call of the API. ``errors``: the kinds it can give beside those that every call can."""
+    """One call of the API.
+
+    ``also``: other statuses of success, and their answers. ``errors``: the kinds of error that it
+    can give beside those that every call can.
+    """
 
     method: str
     path: str
@@ -58,5 +62,6 @@ class Route:
     access: Access = Access.USER
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
+    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     tag: str = "daemon"

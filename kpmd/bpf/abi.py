@@ -1,8 +1,9 @@
-"""The kernel's ABI: every constant and struct layout that kpmd hands to bpf(2). No functions.
+"""The kernel's ABI: what kpmd hands to bpf(2) and perf_event_open(2). No functions.
 
-Layouts are those of ``include/uapi/linux/bpf.h``; a golden test (tests/unit/test_abi.py) pins the
-offsets. One struct per command, of the exact size that the command's last used field needs: the
-kernel refuses nonzero bytes past what it knows, and older kernels know less.
+Layouts are those of ``include/uapi/linux/{bpf,perf_event}.h``; a golden test
+(tests/unit/test_abi.py) pins the offsets. One struct per command, of the exact size that the
+command's last used field needs: the kernel refuses nonzero bytes past what it knows, and older
+kernels know less.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ class ProgType(IntEnum):
 
 
 class AttachType(IntEnum):
-    """Attach types kpmd uses. MULTI: kernel 5.18; SESSION: kernel 6.10."""
+    """Expected attach types of the programs that kpmd loads.
 
+    MULTI: kernel 5.18; SESSION: kernel 6.10. NONE: for perf events, which refuse the other two on
+    kernels that know them.
+    """
+
+    NONE = 0
     KPROBE_MULTI = 42
     KPROBE_SESSION = 56
 
@@ -43,6 +49,16 @@ class KprobeMultiFlag(IntFlag):
 
     RETURN = 1
 
+
+#: The attach type of a link to a perf event (BPF_PERF_EVENT; kernel 5.15). No program is loaded
+#: with it.
+LINK_TO_PERF_EVENT = 41
+
+#: In a link's info: what a perf event is of (enum bpf_perf_event_type; told since kernel 6.6).
+PERF_EVENT_KPROBES = frozenset({3, 4})
+
+#: PERF_FLAG_FD_CLOEXEC of perf_event_open(2).
+PERF_FLAG_FD_CLOEXEC = 8
 
 #: The most targets that the kernel takes in one link (MAX_KPROBE_MULTI_CNT; about 6.8 and its
 #: stable backports).
@@ -134,6 +150,37 @@ class LinkCreateKprobeMultiAttr(ctypes.Structure):
         ("syms", c_uint64),
         ("addrs", c_uint64),
         ("cookies", c_uint64),
+    )
+
+
+class PerfEventAttr(ctypes.Structure):
+    """struct perf_event_attr, up to and with ``config2`` (PERF_ATTR_SIZE_VER1)."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("size", c_uint32),
+        ("config", c_uint64),
+        ("sample_period", c_uint64),
+        ("sample_type", c_uint64),
+        ("read_format", c_uint64),
+        ("flags", c_uint64),
+        ("wakeup_events", c_uint32),
+        ("bp_type", c_uint32),
+        # kprobe_func, the address of a name, or 0; and kprobe_addr, or with a name the offset.
+        ("config1", c_uint64),
+        ("config2", c_uint64),
+    )
+
+
+class LinkCreatePerfEventAttr(ctypes.Structure):
+    """BPF_LINK_CREATE with its perf_event arm (kernel 5.15)."""
+
+    _fields_ = (
+        ("prog_fd", c_uint32),
+        ("target_fd", c_uint32),
+        ("attach_type", c_uint32),
+        ("flags", c_uint32),
+        ("bpf_cookie", c_uint64),
     )
 
 
@@ -245,4 +292,26 @@ class LinkInfoKprobeMulti(ctypes.Structure):
         ("cookies", c_uint64),
         # The union is larger in newer kernels (64 bytes in all on 6.12); zeros: not asked for.
         ("tail", c_uint64 * 2),
+    )
+
+
+class LinkInfoPerfEvent(ctypes.Structure):
+    """struct bpf_link_info with its perf_event arm, and in that the kprobe's.
+
+    ``event_type``, ``offset`` and ``address`` since kernel 6.6, ``missed`` 6.7, ``cookie`` 6.9.
+    """
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("prog_id", c_uint32),
+        ("pad", c_uint32),
+        ("event_type", c_uint32),
+        ("event_pad", c_uint32),
+        ("func_name", c_uint64),
+        ("name_len", c_uint32),
+        ("offset", c_uint32),
+        ("address", c_uint64),
+        ("missed", c_uint64),
+        ("cookie", c_uint64),
     )

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kpmd.bpf import features, kallsyms, maps, objects
+from kpmd.bpf import features, kallsyms, maps, objects, perf
 from kpmd.bpf.abi import AttachType
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.loader import Loader, LoaderLimits, ObjectRequest
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.errors import NotSupported
 
 #: Attach types under the names of the API.
 ATTACH_TYPES = {
@@ -19,6 +20,24 @@ ATTACH_TYPES = {
     "kprobe_session": AttachType.KPROBE_SESSION,
 }
 _ATTACH_NAMES = {number: name for name, number in ATTACH_TYPES.items()}
+#: A program for kprobe multi, loaded for perf events.
+_ATTACH_NAMES[AttachType.NONE] = "kprobe_multi"
+
+#: How programs get to their functions: all at once, or one by one.
+MECHANISMS = ("kprobe_multi", "perf_event")
+
+
+def _one_by_one(attach: str | None, mechanism: str) -> bool:
+    """Whether to load for perf events. Raises NotSupported for what cannot be attached so."""
+    if mechanism not in MECHANISMS:
+        raise ValueError(mechanism)
+    if mechanism == "perf_event" and attach == "kprobe_session":
+        raise NotSupported(
+            "this kernel attaches to functions one by one, which has no sessions: load one program"
+            " for the entry and one for the return",
+            needs="kernel 6.10",
+        )
+    return mechanism == "perf_event"
 
 
 @dataclass(frozen=True)
@@ -80,11 +99,26 @@ class LinuxKernel:
         return next(each.test() for each in features.FEATURES if each.name == name)
 
     def load_instructions(
-        self, instructions: bytes, name: str, license_: str, attach: str, want_log: bool
+        self,
+        instructions: bytes,
+        name: str,
+        license_: str,
+        attach: str,
+        want_log: bool,
+        mechanism: str = "kprobe_multi",
     ) -> Loaded:
-        """Load one program from raw instructions; see ``objects.program_load`` for its errors."""
+        """Load one program from raw instructions; see ``objects.program_load`` for its errors.
+
+        ``mechanism`` "perf_event": for ``create_perf_links`` instead of ``create_link``; raises
+        NotSupported for a session program. The program's ``attach`` stays what was asked for.
+        """
+        one_by_one = _one_by_one(attach, mechanism)
         fd, log = objects.program_load(
-            instructions, name, license_, ATTACH_TYPES[attach], want_log=want_log
+            instructions,
+            name,
+            license_,
+            AttachType.NONE if one_by_one else ATTACH_TYPES[attach],
+            want_log=want_log,
         )
         try:
             return Loaded([LoadedProgram(name, attach, fd, objects.program_info(fd), log)])
@@ -100,13 +134,19 @@ class LinuxKernel:
         globals_: dict[str, int | bytes],
         max_entries: dict[str, int],
         want_log: bool,
+        mechanism: str = "kprobe_multi",
     ) -> Loaded:
-        """Load an ELF object through the loader; see ``loader.Loader.load`` for its errors."""
+        """Load an ELF object through the loader; see ``loader.Loader.load`` for its errors.
+
+        ``mechanism`` is that of ``load_instructions``.
+        """
+        one_by_one = _one_by_one(attach, mechanism)
         made = self._loader.load(
             ObjectRequest(
                 elf=elf,
                 programs=None if programs is None else tuple(programs),
                 attach=None if attach is None else ATTACH_TYPES[attach],
+                one_by_one=one_by_one,
                 globals=globals_,
                 max_entries=max_entries,
                 want_log=want_log,
@@ -155,9 +195,29 @@ class LinuxKernel:
             fd.close()
             raise
 
-    def link_details(self, link: OwnedFd) -> LinkDetails:
+    def create_perf_links(
+        self,
+        program: OwnedFd,
+        *,
+        retprobe: bool,
+        addresses: Sequence[int],
+        symbols: Sequence[str],
+        cookies: Sequence[int],
+    ) -> tuple[perf.PerfLinks, LinkDetails]:
+        """A kprobe on each target; see ``perf.attach_all`` for its errors.
+
+        The program is one that was loaded with the mechanism "perf_event".
+        """
+        links = perf.attach_all(program, addresses, symbols, cookies, retprobe)
+        try:
+            return links, links.details()
+        except BaseException:
+            links.close()
+            raise
+
+    def link_details(self, link: OwnedFd | perf.PerfLinks) -> LinkDetails:
         """The kernel's present count and missed count of a link."""
-        return objects.link_info(link)
+        return link.details() if isinstance(link, perf.PerfLinks) else objects.link_info(link)
 
     def read_entries(
         self, map_: OwnedFd, details: MapDetails, after: bytes | None, limit: int
@@ -177,3 +237,7 @@ class LinuxKernel:
     def modules_signature(self) -> tuple[bytes, ...]:
         """Changes with every module load and unload."""
         return kallsyms.modules_signature()
+
+    def release_memory(self) -> None:
+        """Give back what building an index has freed."""
+        kallsyms.release_memory()

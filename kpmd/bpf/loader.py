@@ -71,6 +71,9 @@ class ObjectRequest:
     programs: tuple[str, ...] | None = None
     #: None: each program's section says it.
     attach: AttachType | None = None
+    #: To be attached one by one: the programs are loaded as AttachType.NONE, if they are for
+    #: kprobe multi; others cannot be loaded so.
+    one_by_one: bool = False
     #: Set in .rodata, .data and .bss before the load.
     globals: Mapping[str, int | bytes] = field(default_factory=dict)
     #: Map name to size, set before the load.
@@ -212,7 +215,8 @@ class Loader:
         """Load an object's programs and maps.
 
         Raises BadObject (unreadable, or it broke its process), VerifierRejected, Invalid,
-        WrongAttachType, TooLarge, NotSupported (no libbpf), KernelError, ShuttingDown.
+        WrongAttachType, TooLarge, NotSupported (no libbpf, or a session program one by one),
+        KernelError, ShuttingDown.
         """
         content = _encode(request)
         for _ in range(2):
@@ -340,6 +344,7 @@ def _encode(request: ObjectRequest) -> bytes:
     head = {
         "programs": request.programs,
         "attach": request.attach,
+        "one_by_one": request.one_by_one,
         "globals": {
             name: value.hex() if isinstance(value, bytes) else int(value)
             for name, value in request.globals.items()

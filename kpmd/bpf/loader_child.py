@@ -26,6 +26,7 @@ from kpmd.errors import (
     Invalid,
     KernelError,
     KpmdError,
+    NotSupported,
     TooLarge,
     VerifierRejected,
     WrongAttachType,
@@ -198,6 +199,20 @@ class _Job:
         return chosen
 
     def _attach(self, program: Program) -> int:
+        """The attach type to load the program with."""
+        kind = self._wanted_attach(program)
+        if not self._request["one_by_one"]:
+            return kind
+        if kind == AttachType.KPROBE_SESSION:
+            raise NotSupported(
+                f"program {program.name} is for kprobe_session, and this kernel attaches to"
+                " functions one by one, which has no sessions: load one program for the entry and"
+                " one for the return",
+                needs="kernel 6.10",
+            )
+        return AttachType.NONE
+
+    def _wanted_attach(self, program: Program) -> int:
         """The program's attach type: the one asked for, else what its section says."""
         section = program.section.partition("/")[0]
         if section not in (*_MULTI, *_SESSION, *_SINGLE):

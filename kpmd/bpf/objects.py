@@ -67,7 +67,7 @@ class MapDetails:
 
 @dataclass(frozen=True)
 class LinkDetails:
-    """What the kernel tells of a kprobe-multi link.
+    """What the kernel tells of a link, or of all the links to perf events that stand for one.
 
     ``count`` needs kernel 6.6 and ``missed`` (calls that were not counted) 6.7; older ones tell
     neither, and both are None there.

@@ -86,6 +86,24 @@ class Link(TypedDict):
     created_at: str
 
 
+class Skipped(TypedDict):
+    """What was asked for and is not attached to, and why."""
+
+    symbol: str
+    module: str | None
+    reason: str
+    detail: str
+
+
+class Symbol(TypedDict):
+    """A function that can be traced; ``ambiguous``: several have its name."""
+
+    symbol: str
+    module: str | None
+    address: str | None
+    ambiguous: bool
+
+
 class Target(TypedDict):
     """A function that a link is attached to; None is what the daemon cannot know."""
 
@@ -93,6 +111,26 @@ class Target(TypedDict):
     module: str | None
     address: str | None
     cookie: str
+
+
+class Refusal(TypedDict):
+    """The error that a request would get."""
+
+    kind: str
+    detail: str
+
+
+class Plan(TypedDict):
+    """What a request for a link would come to; ``attachable``: whether it would succeed."""
+
+    attachable: bool
+    refusal: Refusal | None
+    program: str
+    kind: Kind
+    mechanism: str
+    count: int
+    targets: list[Target]
+    skipped: list[Skipped]
 
 
 class Entry(TypedDict):

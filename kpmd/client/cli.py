@@ -25,6 +25,7 @@ _COMMANDS = {
     "load": "change",
     "maps": "show",
     "programs": "show",
+    "symbols": "show",
 }
 
 #: 128 + SIGINT, as shells have it.

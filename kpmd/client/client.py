@@ -170,28 +170,43 @@ class Client:
         cookies: Sequence[int] | None = None,
         lifetime: answers.LifetimeKind = "process",
         labels: Mapping[str, str] | None = None,
+        patterns: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
     ) -> answers.Link:
         """Attach a program to functions: to all of them or, where one cannot be, to none.
 
-        ``program`` is its id. Exactly one of ``symbols`` (names) and ``addresses`` (where the
-        functions start) is to be given. ``cookies`` are what ``bpf_get_attach_cookie`` gives at
-        each, in the same order. Kinds of errors: ``symbol-not-found`` (``problem["errors"]`` has
-        each with its reason), ``address-not-traceable``, ``wrong-attach-type``, ``invalid``,
-        ``not-found`` (the program), ``not-supported``.
+        ``program`` is its id. Exactly one of ``symbols`` (names), ``addresses`` (where the
+        functions start) and ``patterns`` (globs, but for what ``exclude`` matches) is to be given.
+        ``cookies`` are what ``bpf_get_attach_cookie`` gives at each, in the same order; not with
+        patterns. Kinds of errors: ``symbol-not-found`` (``problem["errors"]`` has each with its
+        reason), ``address-not-traceable``, ``wrong-attach-type``, ``invalid``, ``not-found`` (the
+        program), ``not-supported``.
         """
-        body: dict[str, Any] = {
-            "program": program,
-            "kind": kind,
-            "lifetime": {"kind": lifetime},
-            "labels": dict(labels or {}),
-        }
-        if symbols is not None:
-            body["symbols"] = list(symbols)
-        if addresses is not None:
-            body["addresses"] = [f"0x{address:016x}" for address in addresses]
-        if cookies is not None:
-            body["cookies"] = [str(cookie) for cookie in cookies]
+        body = _targets(program, kind, symbols, addresses, cookies, patterns, exclude)
+        body |= {"lifetime": {"kind": lifetime}, "labels": dict(labels or {})}
         return cast(answers.Link, self._object(self._connection.call("POST", "/links", body)))
+
+    def plan(
+        self,
+        program: str,
+        kind: answers.Kind = "kprobe",
+        symbols: Sequence[str] | None = None,
+        addresses: Sequence[int] | None = None,
+        patterns: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> answers.Plan:
+        """What ``attach`` would attach to and what not, and why. Attaches nothing."""
+        body = _targets(program, kind, symbols, addresses, None, patterns, exclude)
+        body["dry_run"] = True
+        return cast(answers.Plan, self._object(self._connection.call("POST", "/links", body)))
+
+    def symbols(self, pattern: str = "*") -> Iterator[answers.Symbol]:
+        """The functions that can be traced and that match a glob, page by page."""
+        return self._pages("/symbols", {"pattern": pattern})
+
+    def skipped(self, link: str) -> Iterator[answers.Skipped]:
+        """What the link of this id was asked for and is not attached to, page by page."""
+        return self._pages(_path("links", link, "skipped"))
 
     def links(self, program: str | None = None) -> list[answers.Link]:
         """The caller's links, those of one program where its id is given."""
@@ -287,3 +302,27 @@ def _variables(variables: Globals | None, max_entries: Mapping[str, int] | None)
         },
         "max_entries": dict(max_entries or {}),
     }
+
+
+def _targets(
+    program: str,
+    kind: answers.Kind,
+    symbols: Sequence[str] | None,
+    addresses: Sequence[int] | None,
+    cookies: Sequence[int] | None,
+    patterns: Sequence[str] | None,
+    exclude: Sequence[str],
+) -> dict[str, Any]:
+    """The body of a request for a link, as far as it names program and targets."""
+    body: dict[str, Any] = {"program": program, "kind": kind}
+    if symbols is not None:
+        body["symbols"] = list(symbols)
+    if addresses is not None:
+        body["addresses"] = [f"0x{address:016x}" for address in addresses]
+    if cookies is not None:
+        body["cookies"] = [str(cookie) for cookie in cookies]
+    if patterns is not None:
+        body["patterns"] = list(patterns)
+    if exclude:
+        body["exclude"] = list(exclude)
+    return body

@@ -10,10 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kpmd.client.errors import ApiError, ClientError, ProtocolError
+from kpmd.client.parameters import is_glob
 
 if TYPE_CHECKING:
     from kpmd.client import answers
     from kpmd.client.client import Client
+
+
+#: Functions that the map of a count by globs has room for at first.
+_ROOM = 4096
 
 
 @dataclass(frozen=True)
@@ -69,19 +74,48 @@ class Counter:
         self._began = 0.0
         self._samples: list[Sample] = []
 
-    def start(self, symbols: Sequence[str], pid: int | None, kind: answers.Kind) -> None:
-        """Load and attach; ``pid`` is the only process to count for. Raises ClientError."""
+    def start(
+        self,
+        functions: Sequence[str],
+        pid: int | None,
+        kind: answers.Kind,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """Load and attach; ``pid`` is the only process to count for. Raises ClientError.
+
+        ``functions`` are names, or, where one of them has a wildcard, globs.
+        """
+        globs = exclude or any(is_glob(each) for each in functions)
+        room = _ROOM if globs else len(functions)
+        self._start(functions, pid, kind, exclude if globs else None, room)
+        if globs and self._attached > room:
+            # More functions than a first guess had room for: once more, with as much as it takes.
+            room = self._attached
+            self.close()
+            self._start(functions, pid, kind, exclude, room)
+
+    def _start(
+        self,
+        functions: Sequence[str],
+        pid: int | None,
+        kind: answers.Kind,
+        exclude: Sequence[str] | None,
+        room: int,
+    ) -> None:
         self._loaded = self._client.load_builtin(
             "count",
             globals={} if pid is None else {"target_pid": pid},
-            max_entries={"counts": len(symbols)},
+            max_entries={"counts": room},
         )
         programs = self._loaded["programs"]
         program = next((each for each in programs if each["name"] == "count"), None)
         if program is None:
             raise ProtocolError("the daemon's builtin count has no program of that name")
         before = time.monotonic()
-        link = self._client.attach(program["id"], kind, symbols=symbols)
+        if exclude is None:
+            link = self._client.attach(program["id"], kind, symbols=functions)
+        else:
+            link = self._client.attach(program["id"], kind, patterns=functions, exclude=exclude)
         self._began = time.monotonic()
         self._attach_seconds = self._began - before
         self._link, self._attached, self._missed = link["id"], link["count"], link["missed"]

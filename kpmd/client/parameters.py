@@ -66,3 +66,8 @@ def seconds(least: float) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def is_glob(text: str) -> bool:
+    """Whether a function is named by more than its name: a wildcard, or a module in brackets."""
+    return any(each in text for each in "*?[")

@@ -64,6 +64,8 @@ class Program:
     name: str
     tag: str
     attach: Attach
+    #: How its links are made; fixed at load, where the kernel wants to know it.
+    mechanism: Mechanism
     uid: int
     user: str | None
     client: str
@@ -73,6 +75,8 @@ class Program:
     created_at: float
     verified_instructions: int
     jited_bytes: int
+    #: It cannot tell functions apart at their return: the builtin for kernels before 5.15.
+    entry_only: bool = False
     links: set[str] = field(default_factory=set)
     #: Links being made with it right now; it does not end before they are settled.
     holds: int = 0
@@ -114,6 +118,19 @@ class Targets:
         return len(self.names) or len(self.addresses)
 
 
+SkipReason = Literal["unknown", "untraceable", "blacklisted", "denied", "ambiguous"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was asked for and is not attached to, and why. ``symbol`` can be an address."""
+
+    symbol: str
+    module: str | None
+    reason: SkipReason
+    detail: str
+
+
 @dataclass
 class Link:
     """An attached link. ``count`` is the kernel's, or the request's where the kernel is silent."""
@@ -124,7 +141,7 @@ class Link:
     kind: LinkKind
     mechanism: Mechanism
     count: int
-    skipped: int
+    skipped: tuple[Skipped, ...]
     uid: int
     user: str | None
     client: str

@@ -111,7 +111,8 @@ class Registry:
     def end_request(self, client: Client) -> None:
         """A request has been answered."""
         client.requests -= 1
-        self._forget_if_idle(client)
+        if not client.connections:
+            self._forget_if_idle(client)
 
     def disconnect(self, client: Client) -> None:
         """One of its connections has closed; without connection and holding it is forgotten."""

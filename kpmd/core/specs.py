@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from kpmd.core.model import Attach, Lifetime, LinkKind
+from kpmd.core.globs import Glob, GlobError
+from kpmd.core.model import Attach, Lifetime, LinkKind, Mechanism
 from kpmd.errors import Invalid, WrongAttachType
 
 #: The most targets of one link (MAX_KPROBE_MULTI_CNT of the kernel).
@@ -13,6 +15,12 @@ MAX_TARGETS = 1 << 20
 
 #: The longest symbol the kernel can have (KSYM_NAME_LEN without its NUL).
 MAX_SYMBOL = 511
+
+#: Globs of one request at the most. Each is looked for among all names, which takes up to 10 ms.
+MAX_GLOBS = 256
+
+OnUntraceable = Literal["error", "skip"]
+OnAmbiguous = Literal["first", "all", "error"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,19 @@ class ObjectSource:
 
 
 @dataclass(frozen=True)
+class BuiltinSource:
+    """A program that ships with kpmd; which object it is depends on what the kernel has."""
+
+    name: str
+    globals: Mapping[str, int | bytes] = field(default_factory=dict)
+    max_entries: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ProgramSpec:
     """A program, or the programs of one object, to load."""
 
-    source: InstructionsSource | ObjectSource
+    source: InstructionsSource | ObjectSource | BuiltinSource
     attach: Attach | None
     labels: Mapping[str, str]
     lifetime: Lifetime
@@ -46,39 +63,96 @@ class ProgramSpec:
 
 
 @dataclass(frozen=True)
-class LinkSpec:
-    """A link to make. Exactly one of ``symbols`` and ``addresses`` is given."""
+class TargetSpec:
+    """What to attach to. Exactly one of ``symbols``, ``addresses`` and ``patterns`` is given.
 
-    program: str
-    kind: LinkKind
-    symbols: Sequence[str] | None
-    addresses: Sequence[int] | None
-    cookies: Sequence[int] | None
-    labels: Mapping[str, str]
-    lifetime: Lifetime
+    ``on_untraceable`` None: an error for symbols and addresses, skipped for patterns.
+    """
+
+    symbols: Sequence[str] | None = None
+    addresses: Sequence[int] | None = None
+    patterns: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    cookies: Sequence[int] | None = None
+    on_untraceable: OnUntraceable | None = None
+    on_ambiguous: OnAmbiguous = "first"
+
+    @property
+    def which(self) -> Literal["symbols", "addresses", "patterns"]:
+        """The field that names the targets."""
+        if self.symbols is not None:
+            return "symbols"
+        return "addresses" if self.addresses is not None else "patterns"
+
+    @property
+    def given(self) -> Sequence[str] | Sequence[int]:
+        """What that field holds."""
+        return self.symbols or self.addresses or self.patterns or ()
+
+    @property
+    def skips(self) -> bool:
+        """Whether what cannot be traced is left out, rather than an error."""
+        return self.on_untraceable == "skip" or (
+            self.on_untraceable is None and self.patterns is not None
+        )
 
     def check(self) -> None:
         """The reference library's checks, in its order, and those for names. Raises Invalid."""
-        if self.symbols is None and self.addresses is None:
-            raise Invalid("give symbols or addresses: a link needs targets")
-        if self.symbols is not None and self.addresses is not None:
-            raise Invalid("give either symbols or addresses, not both")
-        which = "symbols" if self.symbols is not None else "addresses"
-        targets: Sequence[str] | Sequence[int] = self.symbols or self.addresses or ()
+        fields = [self.symbols, self.addresses, self.patterns]
+        given = sum(each is not None for each in fields)
+        if given == 0:
+            raise Invalid("give symbols, addresses or patterns: a link needs targets")
+        if given > 1:
+            raise Invalid("give only one of symbols, addresses and patterns")
+        which, targets = self.which, self.given
         if not targets:
             raise Invalid.at([which], "must not be empty")
         if len(targets) > MAX_TARGETS:
             raise Invalid.at(
                 [which], f"has {len(targets)} entries; one link takes {MAX_TARGETS} at the most"
             )
-        if self.cookies is not None and len(self.cookies) != len(targets):
+        self._check_cookies(len(targets))
+        if self.exclude and self.patterns is None:
+            raise Invalid.at(["exclude"], "goes with patterns; leave out of symbols what you mean")
+        if self.symbols is not None:
+            _check_symbols(self.symbols)
+        for field_, globs in (("patterns", self.patterns or ()), ("exclude", self.exclude)):
+            check_globs(field_, globs)
+        check_distinct(which, targets)
+
+    def _check_cookies(self, targets: int) -> None:
+        if self.cookies is None:
+            return
+        if self.patterns is not None:
+            raise Invalid.at(
+                ["cookies"], "need to know their functions: give symbols or addresses with them"
+            )
+        if len(self.cookies) != targets:
             raise Invalid.at(
                 ["cookies"],
-                f"has {len(self.cookies)} entries for {len(targets)} {which}; give one for each",
+                f"has {len(self.cookies)} entries for {targets} {self.which}; give one for each",
             )
-        for index, name in enumerate(self.symbols or ()):
-            _check_symbol(index, name)
-        check_distinct(which, targets)
+
+
+@dataclass(frozen=True)
+class LinkSpec:
+    """A link to make. ``mechanism`` None: whatever the kernel has."""
+
+    program: str
+    kind: LinkKind
+    targets: TargetSpec
+    labels: Mapping[str, str]
+    lifetime: Lifetime
+    mechanism: Mechanism | None = None
+
+
+def _check_symbols(names: Sequence[str]) -> None:
+    text = "".join(names)
+    longest = max(map(len, names))
+    if "" not in names and "\0" not in text and text.isascii() and longest <= MAX_SYMBOL:
+        return  # as nearly always; one by one only to tell which is wrong
+    for index, name in enumerate(names):
+        _check_symbol(index, name)
 
 
 def _check_symbol(index: int, name: str) -> None:
@@ -86,11 +160,24 @@ def _check_symbol(index: int, name: str) -> None:
         raise Invalid.at(["symbols", index], "must not be empty")
     if "\0" in name:
         raise Invalid.at(["symbols", index], "has a NUL, where the kernel would cut the name")
-    if len(name.encode()) > MAX_SYMBOL:
+    if len(name) > MAX_SYMBOL or len(name.encode()) > MAX_SYMBOL:
         raise Invalid.at(
             ["symbols", index],
             f"is longer than the {MAX_SYMBOL} bytes of the kernel's longest name",
         )
+
+
+def check_globs(field_: str, texts: Sequence[str]) -> list[Glob]:
+    """Read globs. Raises Invalid that names the one that is none."""
+    if len(texts) > MAX_GLOBS:
+        raise Invalid.at([field_], f"has {len(texts)} entries; {MAX_GLOBS} are the most")
+    globs = []
+    for index, text in enumerate(texts):
+        try:
+            globs.append(Glob.parse(text))
+        except GlobError as error:
+            raise Invalid.at([field_, index], str(error)) from None
+    return globs
 
 
 def check_distinct(which: str, targets: Sequence[str] | Sequence[int]) -> None:

@@ -1,90 +1,375 @@
-"""From what a client names to what the kernel attaches to."""
+"""From what a client names to what the kernel attaches to, and what becomes of each name."""
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, cast
 
-from kpmd.core.model import Targets
-from kpmd.core.specs import LinkSpec, check_distinct
-from kpmd.core.symbols import Function, SymbolIndex
-from kpmd.errors import AddressNotTraceable
+from kpmd.core.deny import Denials
+from kpmd.core.globs import Glob
+from kpmd.core.model import Skipped, Targets
+from kpmd.core.specs import TargetSpec
+from kpmd.core.symbols import SymbolIndex
+from kpmd.errors import AddressNotTraceable, Invalid, KpmdError, SymbolNotFound
+
+#: Whether a name is on the kernel's own blacklist of functions that must not be probed.
+Blacklisted = Callable[[str], bool]
+
+_UNKNOWN = "does not exist in this kernel or its loaded modules"
+_UNTRACEABLE = "exists, but the kernel cannot trace it (see available_filter_functions in tracefs)"
+_BLACKLISTED = "is on the kernel's blacklist of functions that must not be probed"
+_NO_ADDRESS = "is not the start of a function that the kernel can trace"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Targets of a link. ``by_address``: the kernel gets addresses; else it looks up the names."""
+    """Targets of a link, and what was asked for but is not among them.
+
+    ``by_address``: the kernel gets addresses; else it looks the names up itself.
+    """
 
     targets: Targets
     by_address: bool
+    skipped: tuple[Skipped, ...]
 
 
-class Unresolved(Exception):
-    """Names that are not in the index."""
+def resolve(
+    spec: TargetSpec,
+    index: SymbolIndex,
+    deny: Denials,
+    blacklisted: Blacklisted,
+    *,
+    lenient: bool = False,
+) -> Resolved:
+    """Find each target in the index: symbols and addresses in the order of the request.
 
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(f"{len(names)} unknown")
-        self.names = names
-
-
-def resolve(spec: LinkSpec, index: SymbolIndex) -> Resolved:
-    """Find each target in the index, in the order of the request.
-
-    Raises Unresolved for names it does not have, AddressNotTraceable for addresses of which it
-    knows that they are no traceable function, Invalid where two names mean one function.
+    Raises SymbolNotFound, AddressNotTraceable, and Invalid where two names mean one function or a
+    name means two and ``on_ambiguous`` is ``error``. ``lenient``, for a dry run: what would be an
+    error is skipped, with its reason.
     """
-    cookies = array("Q", spec.cookies if spec.cookies is not None else [0] * _count(spec))
-    if spec.symbols is not None:
-        return _symbols(spec, index, cookies)
-    return _addresses(spec, index, cookies)
+    work = _Work(spec, index, blacklisted, lenient or spec.skips)
+    if spec.patterns is not None:
+        work.patterns(deny, lenient)
+    elif spec.addresses is not None:
+        work.addresses()
+    else:
+        work.symbols(lenient)
+    work.leave_out_what_names_cannot_tell(lenient)
+    if not lenient:
+        work.check_any()
+    return work.resolved()
 
 
-def _count(spec: LinkSpec) -> int:
-    return len(spec.symbols or spec.addresses or ())
+class _Work:
+    """One resolution under way."""
 
+    def __init__(
+        self, spec: TargetSpec, index: SymbolIndex, blacklisted: Blacklisted, skips: bool
+    ) -> None:
+        self._spec, self._index, self._blacklisted, self._skips = spec, index, blacklisted, skips
+        self._positions: list[int] = []
+        self._names: list[str] | None = None
+        self._raw: list[int] | None = None
+        self._cookies = array("Q")
+        #: Where in the request each position was named; None: at its own place.
+        self._places: list[int] | None = None
+        self._skipped: list[Skipped] = []
+        #: Skipped functions by position: one may be a target under another name.
+        self._left_out: dict[int, Skipped] = {}
 
-def _symbols(spec: LinkSpec, index: SymbolIndex, cookies: array[int]) -> Resolved:
-    names = tuple(spec.symbols or ())
-    if not index.knows_traceable:
-        # Only the kernel can say, and it will.
-        return Resolved(Targets(names, array("Q"), cookies, {}), by_address=False)
-    # Of several functions of one name the first, as the kernel itself would take.
-    found = [next(iter(index.find(name)), None) for name in names]
-    missing = [name for name, function in zip(names, found, strict=True) if function is None]
-    if missing:
-        raise Unresolved(missing)
-    functions = [function for function in found if function is not None]
-    if not all(function.address for function in functions):
-        return Resolved(Targets(names, array("Q"), cookies, _modules(functions)), by_address=False)
-    addresses = array("Q", [function.address for function in functions])
-    check_distinct("symbols", addresses)  # two names of one function
-    return Resolved(Targets(names, addresses, cookies, _modules(functions)), by_address=True)
+    # Symbols
 
+    def symbols(self, lenient: bool) -> None:
+        """Each symbol, by name."""
+        index, names = self._index, list(self._spec.symbols or ())
+        cookies = self._spec.cookies
+        if not index.knows_traceable:
+            # Only the kernel can say, and it will.
+            self._names = names
+            self._cookies = array("Q", cookies or bytes(8 * len(names)))
+            return
+        found = index.first(names)
+        self._names = []
+        missing: list[Skipped] = []
+        unclear: list[str] = []
+        if None not in found and index.repeated.keys().isdisjoint(names):
+            # All that most requests need, and quick for many names.
+            self._positions = cast(list[int], found)
+            self._names = names
+            self._cookies = array("Q", cookies or bytes(8 * len(names)))
+            self._distinct()
+            return
+        places: list[int] = []
+        self._places = places
+        for at, (name, first) in enumerate(zip(names, found, strict=True)):
+            positions = index.find(name) if first is None else index.repeated.get(name, [first])
+            if not positions:
+                missing.append(self._absent(name))
+                continue
+            if len(positions) > 1:
+                positions = self._one_of(name, positions, unclear)
+            for position in positions:
+                places.append(at)
+                self._positions.append(position)
+                # An alias as it was asked for; a compiler's variant by its own name.
+                self._names.append(index.names[position] if first is None else name)
+                self._cookies.append(cookies[at] if cookies is not None else 0)
+        self._refuse(missing, unclear, lenient)
+        self._distinct()
 
-def _modules(functions: list[Function]) -> dict[int, str]:
-    return {
-        position: function.module
-        for position, function in enumerate(functions)
-        if function.module is not None
-    }
+    def _absent(self, name: str) -> Skipped:
+        if self._index.absence(name) == "unknown":
+            return Skipped(name, None, "unknown", _UNKNOWN)
+        if self._blacklisted(name):
+            return Skipped(name, None, "blacklisted", _BLACKLISTED)
+        return Skipped(name, None, "untraceable", _UNTRACEABLE)
 
+    def _one_of(self, name: str, positions: list[int], unclear: list[str]) -> list[int]:
+        """What ``on_ambiguous`` makes of several functions of one name."""
+        if self._spec.on_ambiguous == "all":
+            return positions
+        if self._spec.on_ambiguous == "error":
+            unclear.append(name)
+            return []
+        first, *others = positions
+        address = self._index.addresses[first]
+        where = f", at 0x{address:016x}" if address else ""
+        for other in others:
+            self._skip(other, "ambiguous", f"another function of this name is attached to{where}")
+        return [first]
 
-def _addresses(spec: LinkSpec, index: SymbolIndex, cookies: array[int]) -> Resolved:
-    asked = spec.addresses or ()
-    if not index.has_addresses:
-        return Resolved(Targets((), array("Q", asked), cookies, {}), by_address=True)
-    found = [index.at(address) for address in asked]
-    unknown = [address for address, function in zip(asked, found, strict=True) if function is None]
-    if unknown:
-        raise AddressNotTraceable(
-            f"{len(unknown)} of {len(asked)} addresses are not the start of a function "
-            "that the kernel can trace",
-            unknown,
+    def _refuse(self, missing: list[Skipped], unclear: list[str], lenient: bool) -> None:
+        if unclear and not lenient:
+            raise Invalid(
+                f"{len(unclear)} name(s) stand for several functions, the first of them "
+                f"{unclear[0]!r}; give addresses, or on_ambiguous first or all",
+                symbols=unclear[:100],
+                symbols_total=len(unclear),
+            )
+        for name in unclear:
+            self._skipped.append(Skipped(name, None, "ambiguous", "stands for several functions"))
+        if missing and not self._skips:
+            raise _not_found(missing)
+        self._skipped += missing
+
+    def _distinct(self) -> None:
+        """Two names or addresses of one function are one target twice."""
+        if len(set(self._positions)) == len(self._positions):
+            return
+        seen: dict[int, int] = {}
+        repeated = []
+        for at, position in enumerate(self._positions):
+            place = at if self._places is None else self._places[at]
+            if seen.setdefault(position, place) == place:
+                continue
+            repeated.append(at)
+            # Asked for all of each name, names may well overlap: foo, and foo.isra.0.
+            if self._spec.on_ambiguous != "all":
+                raise Invalid.at(
+                    [self._spec.which, place],
+                    f"is the function that stands at {seen[position]} already, "
+                    f"{self._index.names[position]}; name each function once",
+                )
+        self._drop(repeated)
+
+    def _drop(self, places: list[int]) -> None:
+        for at in reversed(places):
+            del self._positions[at], self._cookies[at]
+            if self._names is not None:
+                del self._names[at]
+
+    # Addresses
+
+    def addresses(self) -> None:
+        """Each address: a function's start, or the place behind its ENDBR that tracefs lists."""
+        asked = self._spec.addresses or ()
+        cookies = self._spec.cookies
+        found = [self._index.at(address) for address in asked]
+        if None in found and self._only_kernel_can_say(asked, found):
+            self._raw = list(asked)
+            self._cookies = array("Q", cookies or bytes(8 * len(asked)))
+            return
+        unknown = []
+        places: list[int] = []
+        self._places = places
+        for at, (address, position) in enumerate(zip(asked, found, strict=True)):
+            if position is None:
+                unknown.append(address)
+                continue
+            places.append(at)
+            self._positions.append(position)
+            self._cookies.append(cookies[at] if cookies is not None else 0)
+        if unknown and not self._skips:
+            raise AddressNotTraceable(
+                f"{len(unknown)} of {len(asked)} addresses are not the start of a function "
+                "that the kernel can trace",
+                unknown,
+            )
+        self._skipped += [
+            Skipped(f"0x{address:016x}", None, "untraceable", _NO_ADDRESS) for address in unknown
+        ]
+        self._distinct()
+
+    def _only_kernel_can_say(self, asked: Sequence[int], found: Sequence[int | None]) -> bool:
+        """Whether an address that is not in the index may be good all the same."""
+        index = self._index
+        if not index.has_any_address:
+            return True
+        return all(
+            position is not None or address in index.candidates
+            for address, position in zip(asked, found, strict=True)
         )
-    functions = [function for function in found if function is not None]
-    # The start, even where the place behind its ENDBR was asked for: by that the program would
-    # read cookie 0.
-    addresses = array("Q", [function.address for function in functions])
-    check_distinct("addresses", addresses)
-    names = tuple(function.symbol for function in functions)
-    return Resolved(Targets(names, addresses, cookies, _modules(functions)), by_address=True)
+
+    # Patterns
+
+    def patterns(self, deny: Denials, lenient: bool) -> None:
+        """Everything that the patterns match, but what is excluded or denied."""
+        index, spec = self._index, self._spec
+        if not index.knows_traceable:
+            raise _nothing_to_match()
+        globs = [Glob.parse(text) for text in spec.patterns or ()]
+        matched: dict[int, None] = {}
+        for glob in globs:
+            found = index.glob(glob)
+            if not found:
+                self._no_match(glob, spec.patterns or (), lenient)
+            matched.update(dict.fromkeys(found))
+        for text in spec.exclude:
+            for position in index.glob(Glob.parse(text)):
+                matched.pop(position, None)
+        self._deny(matched, deny)
+        unclear: list[str] = []
+        self._choose(matched, unclear)
+        missing = self._untraceable(globs) if lenient or spec.on_untraceable == "error" else []
+        self._refuse(missing, unclear, lenient)
+        self._cookies = array("Q", bytes(8 * len(self._positions)))
+
+    def _no_match(self, glob: Glob, texts: Iterable[str], lenient: bool) -> None:
+        text = next(text for text in texts if Glob.parse(text) == glob)
+        hidden = self._index.untraceable(glob)
+        reason = (
+            f"matches {len(hidden)} function(s), none of which the kernel can trace"
+            if hidden
+            else "matches no function of this kernel or its loaded modules"
+        )
+        if not lenient:
+            raise SymbolNotFound(f"the pattern {text!r} {reason}", [text], [reason])
+        if not hidden:  # else each of them is told of
+            self._skipped.append(Skipped(text, None, "unknown", reason))
+
+    def _deny(self, matched: dict[int, None], deny: Denials) -> None:
+        for position in sorted(deny.keys() & matched.keys()):
+            del matched[position]
+            self._skip(position, "denied", f"on the deny list: {deny[position]}")
+
+    def _choose(self, matched: dict[int, None], unclear: list[str]) -> None:
+        """Of functions of one name those that ``on_ambiguous`` takes."""
+        if self._spec.on_ambiguous != "all":
+            for name, positions in self._index.repeated.items():
+                several = [position for position in positions if position in matched]
+                if len(several) > 1:
+                    for position in set(several).difference(self._one_of(name, several, unclear)):
+                        del matched[position]
+        self._positions = sorted(matched)
+
+    def _untraceable(self, globs: list[Glob]) -> list[Skipped]:
+        names = dict.fromkeys(name for glob in globs for name in self._index.untraceable(glob))
+        excluded = [Glob.parse(text) for text in self._spec.exclude]
+        return [
+            self._absent(name)
+            for name in names
+            if not any(glob.matches_name(name) for glob in excluded)
+        ]
+
+    # What came of it
+
+    def _skip(self, position: int, reason: Literal["ambiguous", "denied"], detail: str) -> None:
+        index = self._index
+        self._left_out[position] = Skipped(
+            index.names[position], index.module(position), reason, detail
+        )
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What is not attached to."""
+        attached = self._left_out.keys() & self._positions
+        left_out = (each for at, each in self._left_out.items() if at not in attached)
+        return (*self._skipped, *left_out)
+
+    def leave_out_what_names_cannot_tell(self, lenient: bool) -> None:
+        """Where addresses are hidden, the kernel gets names, and takes the first of each.
+
+        Another function of that name cannot be attached to then.
+        """
+        index = self._index
+        if all(index.addresses[position] for position in self._positions):
+            return
+        other = [
+            at for at, position in enumerate(self._positions) if not index.kernel_takes(position)
+        ]
+        missing = [
+            Skipped(
+                index.names[self._positions[at]],
+                index.module(self._positions[at]),
+                "ambiguous",
+                "cannot be told from another function of its name, since its address is hidden",
+            )
+            for at in other
+        ]
+        self._refuse(missing, [], lenient)
+        self._drop(other)
+
+    def check_any(self) -> None:
+        """Raise where nothing is left to attach to."""
+        if self._positions or self._names or self._raw:
+            return
+        if self._spec.addresses is not None:
+            raise AddressNotTraceable(
+                "none of the addresses is the start of a function that the kernel can trace",
+                list(self._spec.addresses),
+            )
+        skipped = list(self.skipped)
+        raise _not_found(skipped) if skipped else _nothing_left()
+
+    def resolved(self) -> Resolved:
+        """The targets found so far."""
+        index = self._index
+        if self._raw is not None:
+            targets = Targets((), array("Q", self._raw), self._cookies, {})
+            return Resolved(targets, True, self.skipped)
+        if self._names is not None and not index.knows_traceable:
+            targets = Targets(tuple(self._names), array("Q"), self._cookies, {})
+            return Resolved(targets, False, self.skipped)
+        names = self._names
+        if names is None:
+            names = index.pick(index.names, self._positions)
+        addresses = array("Q", index.pick(index.addresses, self._positions))
+        modules = index.modules(self._positions)
+        by_address = 0 not in addresses
+        if not by_address:
+            addresses = array("Q")
+        targets = Targets(tuple(names), addresses, self._cookies, modules)
+        return Resolved(targets, by_address, self.skipped)
+
+
+def _not_found(missing: list[Skipped]) -> SymbolNotFound:
+    first = missing[0]
+    return SymbolNotFound(
+        f"{len(missing)} symbol(s) cannot be attached to, the first of them {first.symbol!r}: "
+        f"it {first.detail}; nothing was attached",
+        [each.symbol for each in missing],
+        [each.detail for each in missing],
+    )
+
+
+def _nothing_left() -> SymbolNotFound:
+    return SymbolNotFound("what the patterns match is all excluded: nothing is left", [], [])
+
+
+def _nothing_to_match() -> KpmdError:
+    return Invalid.at(
+        ["patterns"],
+        "this kernel does not tell what can be traced (tracefs cannot be read); give symbols",
+    )

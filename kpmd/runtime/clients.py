@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Callable
 
-import structlog
-
 from kpmd.core.model import Client, new_id
 from kpmd.core.registry import Ending, Registry
+from kpmd.log import Log
 from kpmd.runtime.peer import Peer, has_exited
 
-log = structlog.get_logger("kpmd.clients")
+log = Log("kpmd.clients")
 
 
 class Clients:

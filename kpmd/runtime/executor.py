@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, TypeVar
 
-import structlog
+from kpmd.log import Log
 
 T = TypeVar("T")
 
-log = structlog.get_logger("kpmd.executor")
+log = Log("kpmd.executor")
 
 
 class Lane(Enum):
@@ -92,7 +92,7 @@ class Executor:
 
 def _tell_failure(future: asyncio.Future[object]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("closing failed", error=repr(error))
+        log.error("closing failed", error)
 
 
 async def _end_of(future: asyncio.Future[Any]) -> None:

@@ -11,6 +11,12 @@ from kpmd.errors import NotSupported
 from kpmd.runtime.executor import Executor
 from kpmd.runtime.kernel import Kernel
 
+#: The feature that a link of a program needs, by the program's attach type.
+MULTI_FEATURE = {
+    "kprobe_multi": "bpf_link_kprobe_multi",
+    "kprobe_session": "bpf_link_kprobe_session",
+}
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -33,14 +39,8 @@ class Features:
         self._lock = asyncio.Lock()
         #: Counted up with each new answer; lets others cache what they derive.
         self.version = 0
-
-    @property
-    def settled(self) -> bool:
-        """Whether every feature has a yes or no."""
-        return all(
-            name in self._known and self._known[name].supported is not None
-            for name, _ in self._kernel.features
-        )
+        #: Whether every feature has a yes or no.
+        self.settled = False
 
     async def all(self, *, refresh: bool = False) -> list[Feature]:
         """Every feature; runs the tests that have not given a yes or no (``refresh``: all)."""
@@ -69,12 +69,21 @@ class Features:
         )
         self._known[name] = feature
         self.version += 1
+        self.settled = all(
+            each in self._known and self._known[each].supported is not None
+            for each, _ in self._kernel.features
+        )
         return feature
 
 
-def not_supported(feature: Feature) -> NotSupported:
-    """The error for a link that needs a feature which the kernel lacks."""
+def not_supported(feature: Feature, instead: Feature | None = None) -> NotSupported:
+    """The error for a link that needs a feature which the kernel lacks.
+
+    ``instead``: what could have stood in for it; where it cannot, the error tells why.
+    """
+    more = "" if instead is None or instead.supported else f"; one by one: {instead.reason}"
     return NotSupported(
-        f"{feature.reason}; {feature.name} needs kernel {feature.min_kernel} with CONFIG_FPROBE",
+        f"{feature.reason}; {feature.name} needs kernel {feature.min_kernel} with CONFIG_FPROBE"
+        f"{more}",
         needs=f"kernel {feature.min_kernel}, CONFIG_FPROBE",
     )

@@ -38,7 +38,13 @@ class Kernel(Protocol):
     def test_feature(self, name: str) -> Answer: ...
 
     def load_instructions(
-        self, instructions: bytes, name: str, license_: str, attach: str, want_log: bool
+        self,
+        instructions: bytes,
+        name: str,
+        license_: str,
+        attach: str,
+        want_log: bool,
+        mechanism: str = "kprobe_multi",
     ) -> Loaded: ...
 
     def load_object(
@@ -49,12 +55,23 @@ class Kernel(Protocol):
         globals_: dict[str, int | bytes],
         max_entries: dict[str, int],
         want_log: bool,
+        mechanism: str = "kprobe_multi",
     ) -> Loaded: ...
 
     def create_link(
         self,
         program: Any,
         attach: str,
+        *,
+        retprobe: bool,
+        addresses: Sequence[int],
+        symbols: Sequence[str],
+        cookies: Sequence[int],
+    ) -> tuple[Handle, LinkDetails]: ...
+
+    def create_perf_links(
+        self,
+        program: Any,
         *,
         retprobe: bool,
         addresses: Sequence[int],
@@ -73,3 +90,5 @@ class Kernel(Protocol):
     def symbol_files(self) -> SymbolFiles: ...
 
     def modules_signature(self) -> tuple[bytes, ...]: ...
+
+    def release_memory(self) -> None: ...

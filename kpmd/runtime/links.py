@@ -3,173 +3,265 @@
 from __future__ import annotations
 
 import errno
-
-import structlog
+from dataclasses import dataclass
 
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.objects import LinkDetails
+from kpmd.bpf.perf import PerfAttachError
 from kpmd.core.model import Caller, Client, Link, Program, new_id
-from kpmd.core.specs import LinkSpec, check_kind
-from kpmd.core.targets import Resolved, Unresolved, resolve
+from kpmd.core.specs import LinkSpec, TargetSpec, check_kind
+from kpmd.core.targets import Resolved, resolve
 from kpmd.errors import (
-    MAX_SYMBOLS,
     AddressNotTraceable,
     KernelError,
     KpmdError,
+    NotSupported,
+    Quota,
     SymbolNotFound,
     WrongAttachType,
     errno_name,
 )
+from kpmd.log import Log
+from kpmd.runtime import parts
 from kpmd.runtime.executor import Lane
-from kpmd.runtime.features import Feature, not_supported
+from kpmd.runtime.features import MULTI_FEATURE, Feature, not_supported
 from kpmd.runtime.kernel import Handle
 from kpmd.runtime.state import State
 
-log = structlog.get_logger("kpmd.links")
+log = Log("kpmd.links")
 
-_FEATURE = {"kprobe_multi": "bpf_link_kprobe_multi", "kprobe_session": "bpf_link_kprobe_session"}
+#: What the kernel says where a function is not there any more: an unknown name, a bad address
+#: (ENOENT from 6.14 on, EINVAL before).
+_STALE = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class _Made:
+    resolved: Resolved
+    handle: Handle
+    details: LinkDetails
 
 
 async def attach(
     state: State, caller: Caller, client: Client, spec: LinkSpec
 ) -> tuple[Link, LinkDetails]:
-    """Attach a program to all targets in one system call: to all of them or to none.
+    """Attach a program to all targets: to all of them, or to none.
 
     Returns the link and what the kernel tells of it. Raises Invalid, NotFound, WrongAttachType,
-    SymbolNotFound, AddressNotTraceable, NotSupported, KernelError, and Gone where the client ended
-    meanwhile: nothing stays attached then.
+    SymbolNotFound, AddressNotTraceable, NotSupported, Quota, KernelError, and Gone where the client
+    ended meanwhile: nothing stays attached then.
     """
     state.check_open()
-    # In the pool: a million names take a while to look at.
-    await state.executor.run(spec.check, lane=Lane.ATTACH)
     user = await state.owner_name(client)
     program = state.registry.hold_program(caller, spec.program)
     try:
-        check_kind(program.attach, spec.kind)
-        feature = await state.features.get(_FEATURE[program.attach])
-        if feature.supported is False:
-            raise not_supported(feature)
-        resolved = await _resolve(state, spec)
-        handle, details = await _create(state, program, spec, resolved, feature)
+        feature = await _check(state, program, spec)
+        made = await _make(state, program, spec, feature)
+        targets = made.resolved.targets
         link = Link(
             id=new_id("lnk"),
-            kernel_id=details.kernel_id,
+            kernel_id=made.details.kernel_id,
             program=program.id,
             kind=spec.kind,
-            mechanism="kprobe_multi",
-            count=details.count or len(resolved.targets),
-            skipped=0,
+            mechanism=program.mechanism,
+            count=made.details.count or len(targets),
+            skipped=made.resolved.skipped,
             uid=client.uid,
             user=user,
             client=client.id,
             lifetime=spec.lifetime,
             labels=dict(spec.labels),
             created_at=state.now(),
-            targets=resolved.targets,
+            targets=targets,
         )
         try:
             state.check_open()
             state.registry.add_link(client, program, link)
         except BaseException:
-            await state.executor.run(handle.close, lane=Lane.CLOSE)
+            await state.executor.run(made.handle.close, lane=Lane.CLOSE)
             raise
     except BaseException:
         state.close_later(state.registry.let_go(program))
         raise
-    state.keep(link.id, handle)
+    state.keep(link.id, made.handle)
     log.info(
         "link created",
         id=link.id,
         kernel_id=link.kernel_id,
         program=program.id,
         kind=link.kind,
+        mechanism=link.mechanism,
         count=link.count,
+        skipped=len(link.skipped),
         uid=client.uid,
         pid=client.pid,
     )
-    return link, details
+    return link, made.details
 
 
-async def _resolve(state: State, spec: LinkSpec) -> Resolved:
-    index = await state.symbols.index()
-    try:
-        return await state.executor.run(resolve, spec, index, lane=Lane.ATTACH)
-    except Unresolved as missing:
-        raise await _missing(state, missing.names) from None
+async def plan(
+    state: State, caller: Caller, spec: LinkSpec
+) -> tuple[Program, Resolved, KpmdError | None]:
+    """What ``attach`` would attach to and what not, and why; the kernel is not touched.
+
+    Returns the program, what is found, and the error that ``attach`` would give for it. Raises
+    Invalid, NotFound, WrongAttachType and NotSupported as ``attach`` does.
+    """
+    program = state.registry.program(caller, spec.program)
+    await _check(state, program, spec)
+
+    def work() -> tuple[Program, Resolved, KpmdError | None]:
+        spec.targets.check()
+        found = _resolve(state, spec.targets, lenient=True)
+        try:
+            _check_number(state, _resolve(state, spec.targets))
+        except KpmdError as error:
+            return program, found, error
+        return program, found, None
+
+    return await state.executor.run(work, lane=Lane.ATTACH)
 
 
-async def _missing(state: State, names: list[str]) -> SymbolNotFound:
-    shown = names[:MAX_SYMBOLS]
-    existing = await state.symbols.existing(set(shown))
-    reasons = [
-        "exists, but the kernel cannot trace it (see available_filter_functions in tracefs)"
-        if name in existing
-        else "does not exist in this kernel or its loaded modules"
-        for name in shown
-    ]
-    return SymbolNotFound(
-        f"{len(names)} symbol(s) cannot be attached to, the first of them {names[0]!r}: "
-        f"it {reasons[0]}; nothing was attached",
-        names,
-        reasons,
+def _check_number(state: State, found: Resolved) -> None:
+    if len(found.targets) > state.max_targets:
+        raise Quota(
+            f"the link would have {len(found.targets)} targets; {state.max_targets} "
+            "are the most (targets_per_link)"
+        )
+
+
+async def _check(state: State, program: Program, spec: LinkSpec) -> Feature:
+    """Whether the program can be linked so on this kernel at all."""
+    check_kind(program.attach, spec.kind)
+    feature = await state.features.get(MULTI_FEATURE[program.attach])
+    if feature.supported is False and (
+        program.mechanism == "kprobe_multi" or spec.mechanism == "kprobe_multi"
+    ):
+        single = program.attach == "kprobe_multi"
+        instead = await state.features.get("kprobe_perf_event") if single else None
+        raise not_supported(feature, instead)
+    if spec.mechanism == "kprobe_multi" and program.mechanism == "perf_event":
+        raise NotSupported(
+            "the program was loaded for kprobes one by one, which the kernel tells apart; load it "
+            "anew for a kprobe-multi link"
+        )
+    if program.entry_only and spec.kind == "kretprobe":
+        raise NotSupported(
+            f"on this kernel the builtin {program.name} cannot tell at a function's return which "
+            "function it was; link it as kprobe",
+            needs="kernel 5.15",
+        )
+    return feature
+
+
+def _resolve(state: State, spec: TargetSpec, *, lenient: bool = False) -> Resolved:
+    snapshot = state.symbols.current()
+    return resolve(
+        spec,
+        snapshot.index,
+        snapshot.denials,
+        snapshot.blacklist.__contains__,
+        lenient=lenient,
     )
 
 
-async def _create(
-    state: State, program: Program, spec: LinkSpec, resolved: Resolved, feature: Feature
-) -> tuple[Handle, LinkDetails]:
-    def create() -> tuple[Handle, LinkDetails]:
-        return state.kernel.create_link(
-            state.handle(program.id),
-            program.attach,
-            retprobe=spec.kind == "kretprobe",
-            addresses=resolved.targets.addresses if resolved.by_address else (),
-            symbols=() if resolved.by_address else resolved.targets.names,
-            cookies=resolved.targets.cookies if spec.cookies is not None else (),
-        )
+async def _make(state: State, program: Program, spec: LinkSpec, feature: Feature) -> _Made:
+    """Resolve and create, in one go in the pool; what an errno means is found out afterwards."""
+    resolved: list[Resolved] = []
+
+    def work() -> _Made:
+        spec.targets.check()
+        for last_try in (False, True):
+            found = _resolve(state, spec.targets)
+            resolved[:] = [found]
+            _check_number(state, found)
+            try:
+                handle, details = _create(state, program, spec, found)
+            except OSError as error:
+                # A module may have gone between the look into the index and the system call.
+                if last_try or error.errno not in _STALE or found == _resolve(state, spec.targets):
+                    raise
+            else:
+                return _Made(found, handle, details)
+        raise AssertionError("the last try returns or raises")
 
     try:
-        return await state.executor.run(create, lane=Lane.ATTACH, undo=lambda made: made[0].close())
-    except KpmdError:
-        raise
+        return await state.executor.run(
+            work, lane=Lane.ATTACH, undo=lambda made: made.handle.close()
+        )
     except OSError as error:
-        if error.errno != errno.ESRCH:
+        if error.errno != errno.ESRCH and program.mechanism == "kprobe_multi":
             feature = await state.features.get(feature.name)
             if feature.supported is False:
                 raise not_supported(feature) from error
-        raise explain(error.errno or 0, spec, resolved) from error
+        raise explain(error, spec.targets, resolved[0]) from error
 
 
-def explain(number: int, spec: LinkSpec, resolved: Resolved) -> KpmdError:
+def _create(
+    state: State, program: Program, spec: LinkSpec, resolved: Resolved
+) -> tuple[Handle, LinkDetails]:
+    targets = resolved.targets
+    handle = state.handle(program.id)
+
+    def make(part: slice) -> tuple[Handle, LinkDetails]:
+        addresses = targets.addresses[part] if resolved.by_address else ()
+        symbols = () if resolved.by_address else targets.names[part]
+        cookies = targets.cookies[part] if spec.targets.cookies is not None else ()
+        if program.mechanism == "perf_event":
+            return state.kernel.create_perf_links(
+                handle,
+                retprobe=spec.kind == "kretprobe",
+                addresses=addresses,
+                symbols=symbols,
+                cookies=cookies,
+            )
+        return state.kernel.create_link(
+            handle,
+            program.attach,
+            retprobe=spec.kind == "kretprobe",
+            addresses=addresses,
+            symbols=symbols,
+            cookies=cookies,
+        )
+
+    return parts.create(make, len(targets))
+
+
+def explain(error: OSError, spec: TargetSpec, resolved: Resolved) -> KpmdError:
     """What a failed BPF_LINK_CREATE means on a kernel that has the feature.
 
     The order is the reference library's: ESRCH is a missing symbol; then comes the feature test
     (made by the caller); then EINVAL, where what was given is wrong; then the errno as it is.
     """
+    number = error.errno or 0
     name = errno_name(number)
+    targets = resolved.targets
+    # One by one the kernel says which; all at once only where there is but one.
+    at = error.index if isinstance(error, PerfAttachError) else 0 if len(targets) == 1 else None
     if number == errno.ESRCH:
+        only = [] if at is None or not targets.names else [targets.names[at]]
         return SymbolNotFound(
             "one or more of the symbols do not exist or cannot be traced; the kernel does not say "
             "which; nothing was attached",
-            list(spec.symbols or ())[:1] if len(spec.symbols or ()) == 1 else [],
-            ["does not exist or cannot be traced"],
+            only,
+            ["does not exist or cannot be traced"] * len(only),
             errno=name,
         )
-    # A bad address is ENOENT from 6.14 on, EINVAL before.
     if number in (errno.EINVAL, errno.ENOENT):
         if spec.addresses is not None:
             return AddressNotTraceable(
                 "one or more of the addresses are not the start of a function that the kernel can "
                 "trace; nothing was attached",
-                list(spec.addresses) if len(spec.addresses) == 1 else [],
+                [] if at is None else [targets.addresses[at]],
                 errno=name,
             )
         if resolved.by_address:
+            reason = "cannot be probed here, or went away meanwhile, with its module perhaps"
+            only = [] if at is None else [targets.names[at]]
             return SymbolNotFound(
-                "a function went away while it was being attached to, with its module perhaps; "
-                "try again; nothing was attached",
-                [],
-                [],
+                f"{only[0] if only else 'one of the functions'} {reason}; nothing was attached",
+                only,
+                [reason] * len(only),
                 errno=name,
             )
         return WrongAttachType(
@@ -178,7 +270,7 @@ def explain(number: int, spec: LinkSpec, resolved: Resolved) -> KpmdError:
             errno=name,
         )
     hint = {
-        errno.ENOMEM: "the kernel has too little memory for so many targets at once; ask for fewer",
+        errno.ENOMEM: "the kernel has too little memory for so many targets; ask for fewer",
         errno.E2BIG: "the kernel does not take so many targets in one link; ask for fewer",
         errno.EPERM: "kpmd lacks a capability, or the kernel is locked down",
         errno.EMFILE: "the daemon has no file descriptor left; detach something and try again",
@@ -194,7 +286,7 @@ async def details(state: State, links: list[Link]) -> dict[str, LinkDetails]:
         found = {}
         for id_, handle in wanted:
             try:
-                found[id_] = state.kernel.link_details(handle)
+                found[id_] = parts.details_of(state.kernel, handle)
             except Closed:
                 continue
         return found

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import structlog
-
+from kpmd import builtin
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.kernel import Loaded
 from kpmd.bpf.maps import Entry
-from kpmd.core.model import Caller, Client, Map, Program, new_id
-from kpmd.core.specs import InstructionsSource, ProgramSpec
+from kpmd.core.model import Caller, Client, Map, Mechanism, Program, new_id
+from kpmd.core.specs import BuiltinSource, InstructionsSource, ProgramSpec
 from kpmd.errors import Invalid, NotFound
+from kpmd.log import Log
 from kpmd.runtime.executor import Lane
+from kpmd.runtime.features import MULTI_FEATURE
 from kpmd.runtime.state import State
 
-log = structlog.get_logger("kpmd.programs")
+log = Log("kpmd.programs")
 
 
 async def load(
@@ -29,10 +31,11 @@ async def load(
     """
     state.check_open()
     user = await state.owner_name(client)
-    loaded = await state.executor.run(_load, state, spec, lane=Lane.LOAD, undo=Loaded.close)
+    way = await _way(state, spec)
+    loaded = await state.executor.run(_load, state, spec, way, lane=Lane.LOAD, undo=Loaded.close)
     try:
         state.check_open()
-        programs, maps = _records(state, client, user, spec, loaded)
+        programs, maps = _records(state, client, user, spec, way, loaded)
         state.registry.add_loaded(client, programs, maps)
     except BaseException:
         await state.executor.run(loaded.close, lane=Lane.CLOSE)
@@ -54,7 +57,28 @@ async def load(
     return programs, maps, [made.log for made in loaded.programs]
 
 
-def _load(state: State, spec: ProgramSpec) -> Loaded:
+@dataclass(frozen=True)
+class _Way:
+    """What the kernel's features mean for a load."""
+
+    mechanism: Mechanism
+    func_ip: bool
+
+
+async def _way(state: State, spec: ProgramSpec) -> _Way:
+    """Kprobes one by one where the kernel has no kprobe multi, but has them."""
+    if spec.attach == "kprobe_session":
+        return _Way("kprobe_multi", True)
+    multi = await state.features.get(MULTI_FEATURE["kprobe_multi"])
+    if multi.supported is not False:
+        return _Way("kprobe_multi", True)
+    single = await state.features.get("kprobe_perf_event")
+    func_ip = await state.features.get("bpf_get_func_ip")
+    mechanism: Mechanism = "perf_event" if single.supported else "kprobe_multi"
+    return _Way(mechanism, func_ip.supported is not False)
+
+
+def _load(state: State, spec: ProgramSpec, way: _Way) -> Loaded:
     source = spec.source
     if isinstance(source, InstructionsSource):
         if spec.attach is None:
@@ -62,20 +86,31 @@ def _load(state: State, spec: ProgramSpec) -> Loaded:
                 ["attach"], "raw instructions do not say it: give kprobe_multi or kprobe_session"
             )
         return state.kernel.load_instructions(
-            source.instructions, source.name, source.license, spec.attach, spec.want_log
+            source.instructions,
+            source.name,
+            source.license,
+            spec.attach,
+            spec.want_log,
+            way.mechanism,
         )
+    names: Sequence[str] | None = None
+    if isinstance(source, BuiltinSource):
+        elf = builtin.read(source.name, func_ip=way.func_ip)
+    else:
+        elf, names = source.elf, source.programs
     return state.kernel.load_object(
-        source.elf,
-        source.programs,
+        elf,
+        names,
         spec.attach,
         dict(source.globals),
         dict(source.max_entries),
         spec.want_log,
+        way.mechanism,
     )
 
 
 def _records(
-    state: State, client: Client, user: str | None, spec: ProgramSpec, loaded: Loaded
+    state: State, client: Client, user: str | None, spec: ProgramSpec, way: _Way, loaded: Loaded
 ) -> tuple[list[Program], list[Map]]:
     now = state.now()
     maps = [
@@ -107,6 +142,8 @@ def _records(
             name=made.name,
             tag=made.info.tag,
             attach="kprobe_session" if made.attach == "kprobe_session" else "kprobe_multi",
+            mechanism=way.mechanism,
+            entry_only=isinstance(spec.source, BuiltinSource) and not way.func_ip,
             uid=client.uid,
             user=user,
             client=client.id,

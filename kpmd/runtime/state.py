@@ -5,24 +5,23 @@ from __future__ import annotations
 import pwd
 import time
 from collections.abc import Callable
-from functools import lru_cache
-
-import structlog
 
 from kpmd.bpf.objects import MapDetails
+from kpmd.core.deny import DenyList
 from kpmd.core.model import Client
 from kpmd.core.registry import Ending, Registry
+from kpmd.core.specs import MAX_TARGETS
 from kpmd.errors import ShuttingDown
+from kpmd.log import Log
 from kpmd.runtime.clients import Clients
 from kpmd.runtime.executor import Executor, Lane
 from kpmd.runtime.features import Features
 from kpmd.runtime.kernel import Handle, Kernel
 from kpmd.runtime.symbols import Symbols
 
-log = structlog.get_logger("kpmd.state")
+log = Log("kpmd.state")
 
 
-@lru_cache(maxsize=1024)
 def user_name(uid: int) -> str | None:
     """The user's name, or None. May block in NSS: for the pool only."""
     try:
@@ -34,17 +33,26 @@ def user_name(uid: int) -> str | None:
 class State:
     """Registry and handles, and the only code that lets a handle go."""
 
-    def __init__(self, kernel: Kernel, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        deny: DenyList | None = None,
+        max_targets: int = MAX_TARGETS,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.kernel = kernel
+        self.max_targets = max_targets
         self.now = now
         self.executor = Executor()
         self.registry = Registry()
         self.clients = Clients(self.registry, self.close_later)
         self.features = Features(kernel, self.executor)
-        self.symbols = Symbols(kernel, self.executor)
+        self.symbols = Symbols(kernel, deny or DenyList())
         #: What the kernel told of each map when it was made.
         self.map_details: dict[str, MapDetails] = {}
         self._handles: dict[str, Handle] = {}
+        self._user_names: dict[int, str | None] = {}
         self.stopping = False
 
     def check_open(self) -> None:
@@ -80,7 +88,7 @@ class State:
                     handle.close()
                 except OSError as error:
                     # The kernel has let go of it all the same: close(2) frees the FD first.
-                    log.error("closing failed", what=what, id=record.id, error=str(error))
+                    log.error("closing failed", error, what=what, id=record.id)
                 log.info("ended", what=what, id=record.id, uid=record.uid, reason=ending.reason)
 
         return close if closing else None
@@ -96,8 +104,10 @@ class State:
             self.executor.close_later(close)
 
     async def owner_name(self, client: Client) -> str | None:
-        """The name of the client's user."""
-        return await self.executor.run(user_name, client.uid)
+        """The name of the client's user; looked up once for each."""
+        if client.uid not in self._user_names:
+            self._user_names[client.uid] = await self.executor.run(user_name, client.uid)
+        return self._user_names[client.uid]
 
     async def close(self) -> None:
         """Detach and close everything, then end the pools and the kernel's helpers."""

@@ -2,52 +2,78 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
+import time
+from dataclasses import dataclass
 
-import structlog
-
-from kpmd.core.symbols import SymbolIndex, names_in
-from kpmd.runtime.executor import Executor, Lane
+from kpmd.core.deny import Denials, DenyList
+from kpmd.core.symbols import SymbolIndex, blacklist
+from kpmd.log import Log
 from kpmd.runtime.kernel import Kernel
 
-log = structlog.get_logger("kpmd.symbols")
+log = Log("kpmd.symbols")
+
+
+#: How often an index is built anew where modules come and go meanwhile.
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The index as of a set of loaded modules, and what belongs to it."""
+
+    signature: tuple[bytes, ...]
+    index: SymbolIndex
+    denials: Denials
+    blacklist: frozenset[str]
 
 
 class Symbols:
-    """Builds the index when it is first needed, and anew when modules came or went since."""
+    """Builds the index when it is first needed, and anew when modules came or went since.
 
-    def __init__(self, kernel: Kernel, executor: Executor) -> None:
+    The list of modules is looked at in each request that needs the index: a module's functions can
+    be attached to by the first request after its load has ended. Blocks: for the pool only.
+    """
+
+    def __init__(self, kernel: Kernel, deny: DenyList) -> None:
         self._kernel = kernel
-        self._executor = executor
-        self._index: SymbolIndex | None = None
-        self._signature: tuple[bytes, ...] = ()
-        self._lock = asyncio.Lock()
+        self._deny = deny
+        self._snapshot: Snapshot | None = None
+        self._lock = threading.Lock()
 
-    async def index(self) -> SymbolIndex:
-        """The index as of now: a module's functions are known once its load has ended."""
-        signature = await self._executor.run(self._kernel.modules_signature)
-        if self._index is None or signature != self._signature:
-            async with self._lock:
-                if self._index is None or signature != self._signature:
-                    self._index = await self._executor.run(self._build, lane=Lane.ATTACH)
-                    self._signature = signature
-                    log.info(
-                        "symbol index built",
-                        functions=len(self._index),
-                        addresses=self._index.has_addresses,
-                    )
-        return self._index
+    def current(self) -> Snapshot:
+        """The index as of now."""
+        signature = self._kernel.modules_signature()
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.signature == signature:
+            return snapshot
+        with self._lock:
+            # Anew: while this thread waited, another may have built what is true now.
+            signature = self._kernel.modules_signature()
+            snapshot = self._snapshot
+            for _ in range(_TRIES):
+                if snapshot is not None and snapshot.signature == signature:
+                    break
+                snapshot = self._build(signature)
+                # A module that came during the build and has gone since is in the index.
+                signature = self._kernel.modules_signature()
+            else:
+                snapshot = self._build(signature)
+            self._snapshot = snapshot
+        return snapshot
 
-    def latest(self) -> SymbolIndex | None:
-        """The index as last built, without a look at the kernel."""
-        return self._index
-
-    def _build(self) -> SymbolIndex:
+    def _build(self, signature: tuple[bytes, ...]) -> Snapshot:
+        began = time.monotonic()
         files = self._kernel.symbol_files()
-        return SymbolIndex.build(files.kallsyms, files.functions, files.functions_have_addresses)
-
-    async def existing(self, names: set[str]) -> set[str]:
-        """Which of ``names`` the kernel has at all, traceable or not. Reads kallsyms: slow."""
-        return await self._executor.run(
-            lambda: names_in(self._kernel.symbol_files().kallsyms, names), lane=Lane.ATTACH
+        index = SymbolIndex.build(files.kallsyms, files.functions, files.functions_have_addresses)
+        snapshot = Snapshot(signature, index, self._deny.denials(index), blacklist(files.blacklist))
+        del files
+        self._kernel.release_memory()
+        log.info(
+            "symbol index built",
+            functions=len(index),
+            addresses=index.has_addresses,
+            denied=len(snapshot.denials),
+            milliseconds=round((time.monotonic() - began) * 1000),
         )
+        return snapshot

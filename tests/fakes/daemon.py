@@ -13,14 +13,15 @@ from pathlib import Path
 import uvloop
 
 from kpmd.config import Config
-from kpmd.daemon import configure_logging, serve
+from kpmd.daemon import serve
 from kpmd.listener import make
+from kpmd.log import configure
 from tests.fakes.kernel import FakeKernel
 
 
 def main() -> None:
     """Serve until SIGTERM."""
-    configure_logging("info")
+    configure("info")
     path = Path(sys.argv[1])
     listener = make(path, None, 0o660)
     kernel = FakeKernel(

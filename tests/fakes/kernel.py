@@ -29,6 +29,8 @@ FUNCTIONS = {
     "inet6_release": (TEXT + 0x5000, 4, ""),
     "nf_hook": (0xFFFFFFFFC0001000, 4, "nf_tables"),
 }
+#: Where modules lie.
+MODULES = 0xFFFFFFFFC0100000
 #: Names that stand for two functions each.
 AMBIGUOUS = {"cleanup": (TEXT + 0x6000, TEXT + 0x7000)}
 #: Another name of a function that tracefs lists under the first.
@@ -37,20 +39,46 @@ ALIASES = {"ksys_read_alias": TEXT + 0x1000}
 UNTRACEABLE = {"do_idle_loop": TEXT + 0x8000}
 
 
-def symbol_files(*, addresses: bool = True, hidden: bool = False, many: int = 0) -> SymbolFiles:
-    """The kernel's text files; ``many`` adds that many functions ``many_0`` and so on."""
+#: Where functions may lie that tests add.
+ADDED = TEXT + 0x100000
+
+
+def symbol_files(
+    *,
+    addresses: bool = True,
+    hidden: bool = False,
+    many: int = 0,
+    added: Sequence[tuple[str, str]] = (),
+    untraceable: Sequence[str] = (),
+    without: Sequence[str] = (),
+    blacklist: Sequence[str] = (),
+) -> SymbolFiles:
+    """The kernel's text files; ``many`` adds that many functions ``many_0`` and so on.
+
+    ``added``: further traceable functions, each with its module, from ``ADDED`` on, 0x40 bytes
+    apart (those of modules: as far above ``MODULES``); ``untraceable``: further functions that are
+    not; ``without``: modules that are not loaded.
+    """
     kallsyms: list[tuple[int, str, str]] = []
     functions: list[tuple[int, str, str]] = []
     for name, (address, delta, module) in FUNCTIONS.items():
+        if module not in without:
+            kallsyms.append((address, name, module))
+            functions.append((address + delta, name, module))
+    for number, (name, module) in enumerate(added):
+        address = (MODULES if module else ADDED) + number * 0x40
         kallsyms.append((address, name, module))
-        functions.append((address + delta, name, module))
+        functions.append((address + 4, name, module))
+    kallsyms += [
+        (TEXT + 0x10000000 + number * 0x40, name, "") for number, name in enumerate(untraceable)
+    ]
     for name, both in AMBIGUOUS.items():
         for address in both:
             kallsyms.append((address, name, ""))
             functions.append((address + 4, name, ""))
     kallsyms += [(address, name, "") for name, address in {**ALIASES, **UNTRACEABLE}.items()]
     for number in range(many):
-        address = TEXT + 0x100000 + number * 0x40
+        address = ADDED + number * 0x40
         kallsyms.append((address, f"many_{number}", ""))
         functions.append((address + 4, f"many_{number}", ""))
     kallsyms.sort()
@@ -64,7 +92,10 @@ def symbol_files(*, addresses: bool = True, hidden: bool = False, many: int = 0)
         for address, name, module in functions
     ]
     return SymbolFiles(
-        "\n".join(lines).encode() + b"\n", "\n".join(listed).encode() + b"\n", addresses
+        "\n".join(lines).encode() + b"\n",
+        "\n".join(listed).encode() + b"\n",
+        addresses,
+        "".join(f"0x{TEXT:016x}-0x{TEXT + 64:016x}\t{name}\n" for name in blacklist).encode(),
     )
 
 
@@ -109,6 +140,8 @@ class FakeKernel:
     features: tuple[tuple[str, str], ...] = (
         ("bpf_link_kprobe_multi", "5.18"),
         ("bpf_link_kprobe_session", "6.10"),
+        ("kprobe_perf_event", "4.17"),
+        ("bpf_get_func_ip", "5.15"),
     )
     answers: dict[str, Answer] = field(default_factory=dict)
     files: SymbolFiles = field(default_factory=symbol_files)
@@ -122,6 +155,12 @@ class FakeKernel:
     programs: list[OwnedFd] = field(default_factory=list)
     maps: list[OwnedFd] = field(default_factory=list)
     started: bool = False
+    #: How each program was loaded.
+    mechanisms: list[str] = field(default_factory=list)
+    #: More targets in one link than this are ENOMEM.
+    most_targets: int = 1 << 20
+    #: How many more links there can be before ``create_link`` fails with the errno beside it.
+    budget: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(100)
@@ -160,9 +199,16 @@ class FakeKernel:
         )
 
     def load_instructions(
-        self, instructions: bytes, name: str, license_: str, attach: str, want_log: bool
+        self,
+        instructions: bytes,
+        name: str,
+        license_: str,
+        attach: str,
+        want_log: bool,
+        mechanism: str = "kprobe_multi",
     ) -> Loaded:
         self.enter("load_instructions")
+        self.mechanisms.append(mechanism)
         if instructions == b"\x95" + bytes(7):
             raise VerifierRejected("the verifier refused it", "R0 !read_ok\n", False)
         return Loaded([self._program(name, attach)])
@@ -175,9 +221,11 @@ class FakeKernel:
         globals_: dict[str, int | bytes],
         max_entries: dict[str, int],
         want_log: bool,
+        mechanism: str = "kprobe_multi",
     ) -> Loaded:
         """Any ELF file has two programs, ``count`` and ``other``, that share the map ``counts``."""
         self.enter("load_object")
+        self.mechanisms.append(mechanism)
         if not elf.startswith(b"\x7fELF"):
             raise BadObject("the object is no ELF file")
         number = next(self._ids)
@@ -208,9 +256,20 @@ class FakeKernel:
         known = {address for address, _, _ in FUNCTIONS.values()} | {
             address for both in AMBIGUOUS.values() for address in both
         }
-        if any(name not in FUNCTIONS for name in symbols if not name.startswith("many_")):
+        names = FUNCTIONS.keys() | AMBIGUOUS.keys()
+        if any(name not in names for name in symbols if not name.startswith("many_")):
             raise OSError(errno.ESRCH, "no such symbol")
-        if any(each not in known and each < TEXT + 0x100000 for each in addresses):
+        if len(set(symbols)) < len(symbols):
+            raise OSError(errno.ESRCH, "a symbol twice")
+        if max(len(addresses), len(symbols)) > self.most_targets:
+            raise OSError(errno.ENOMEM, "too many targets")
+        with self._lock:
+            if self.budget is not None:
+                left, number = self.budget
+                if left == 0:
+                    raise OSError(number, "no more links")
+                self.budget = (left - 1, number)
+        if any(each not in known and each < ADDED for each in addresses):
             raise OSError(errno.EINVAL, "bad address")
         with program.borrow():
             fd = _LinkFd(self)
@@ -258,6 +317,29 @@ class FakeKernel:
     def symbol_files(self) -> SymbolFiles:
         self.enter("symbol_files")
         return self.files
+
+    def release_memory(self) -> None:
+        pass
+
+    def create_perf_links(
+        self,
+        program: Any,
+        *,
+        retprobe: bool,
+        addresses: Sequence[int],
+        symbols: Sequence[str],
+        cookies: Sequence[int],
+    ) -> tuple[OwnedFd, LinkDetails]:
+        """As one link: how many there are behind it is the real kernel's matter."""
+        self.enter("create_perf_links")
+        return self.create_link(
+            program,
+            "kprobe_multi",
+            retprobe=retprobe,
+            addresses=addresses,
+            symbols=symbols,
+            cookies=cookies,
+        )
 
     def modules_signature(self) -> tuple[bytes, ...]:
         return self.signature

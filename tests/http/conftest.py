@@ -44,7 +44,7 @@ async def serve() -> AsyncIterator[Serve]:
     """Makes daemons; all are stopped at the end."""
     async with AsyncExitStack() as stack:
 
-        async def start(kernel: FakeKernel, **options: int | float) -> Served:
+        async def start(kernel: FakeKernel, **options: int | float | str) -> Served:
             served = await Served.start(kernel, **options)  # type: ignore[arg-type]
             stack.push_async_callback(served.stop)
             stack.callback(open_gates, kernel)

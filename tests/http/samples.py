@@ -37,7 +37,7 @@ def elf(**fields: Any) -> dict[str, Any]:
 def link(program: str, **fields: Any) -> dict[str, Any]:
     """The body of a POST /links."""
     body = {"program": program, "kind": "kprobe", "symbols": ["vfs_read"]}
-    if "addresses" in fields:
+    if "addresses" in fields or ("patterns" in fields and "symbols" not in fields):
         del body["symbols"]
     return {**body, **fields}
 

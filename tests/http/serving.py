@@ -18,6 +18,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from kpmd.api.app import make_api
+from kpmd.core.deny import DenyList
+from kpmd.core.specs import MAX_TARGETS
 from kpmd.listener import Listener, make
 from kpmd.runtime.state import State
 from tests.fakes.kernel import FakeKernel
@@ -27,7 +29,7 @@ from tests.http.contract import Answer, check
 class Served:
     """A daemon in this event loop. Make it with ``start``; ``stop`` ends it as SIGTERM does."""
 
-    def __init__(self, kernel: FakeKernel, state: State, runner: web.AppRunner) -> None:
+    def __init__(self, kernel: FakeKernel, state: State, runner: web.ServerRunner) -> None:
         self.kernel = kernel
         self.state = state
         self._runner = runner
@@ -40,11 +42,17 @@ class Served:
 
     @classmethod
     async def start(
-        cls, kernel: FakeKernel, *, shutdown_seconds: float = 5.0, **limits: int
+        cls,
+        kernel: FakeKernel,
+        *,
+        shutdown_seconds: float = 5.0,
+        deny: str = "",
+        max_targets: int = MAX_TARGETS,
+        **limits: int,
     ) -> Served:
-        """Serve ``kernel``; ``limits`` are those of ``make_api``."""
+        """Serve ``kernel``; ``deny`` is the deny list, ``limits`` are those of ``make_api``."""
         loop = asyncio.get_running_loop()
-        state = State(kernel)
+        state = State(kernel, deny=DenyList.parse(deny), max_targets=max_targets)
         await state.executor.run(kernel.start)
         api = make_api(state, **limits)
         runner = api.runner(shutdown_seconds)

@@ -270,8 +270,23 @@ FULL_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
             "kind": "kprobe",
             "symbols": ["vfs_read"],
             "cookies": [1],
+            "mechanism": "kprobe_multi",
+            "on_untraceable": "error",
+            "on_ambiguous": "all",
             "lifetime": {"kind": "process"},
             "labels": {"a": "b"},
+        },
+    ),
+    "patterns": (
+        "/links",
+        {
+            "program": "prg-?",
+            "kind": "kprobe",
+            "patterns": ["vfs_*"],
+            "exclude": ["*_open"],
+            "on_untraceable": "skip",
+            "on_ambiguous": "first",
+            "dry_run": False,
         },
     ),
     "addresses": (
@@ -338,9 +353,14 @@ _ALLOWED_STRANGERS: dict[str, list[object]] = {
     "max_entries": [{}],
     "verifier_log": [True],
     "cookies": [None],
+    "exclude": [[], ["x"]],
+    "on_untraceable": [None],
+    "mechanism": [None],
+    "dry_run": [True],
     # None, and the other of the two is missing: refused as well, but for that.
     "symbols": [],
     "addresses": [],
+    "patterns": [],
 }
 
 
@@ -364,7 +384,7 @@ async def test_fields_of_another_type_are_refused(
                 answer = await client.request("POST", path, changed)
                 refused = (answer.status, answer.json.get("kind"))
                 expected = {(422, "invalid")}
-                if field == "symbols" and stranger == ["x"]:
+                if field in ("symbols", "patterns") and stranger == ["x"]:
                     expected = {(422, "symbol-not-found")}
                 if field == "attach" and stranger == "x":
                     expected = {(422, "invalid")}

@@ -20,19 +20,19 @@ from tests.kernel.rest import Rest
 OBJECTS = Path(__file__).parents[1] / "objects"
 
 #: What each kernel of the matrix must answer: a missing feature fails, it never skips.
-EXPECTED = {"6.12": True, "7.3": True, "6.1": False}
+EXPECTED = {"6.12": True, "7.3": True, "6.1": False, "5.10": False}
 
 NOBODY = 65534
 
 
-def _own_has_fprobe() -> bool:
+def _own_has(option: str) -> bool:
     """Whether this machine's kernel was built with it, by its own configuration."""
     release = os.uname().release
     for path in ("/proc/config.gz", f"/boot/config-{release}"):
         if os.path.exists(path):
             raw = Path(path).read_bytes()
             text = gzip.decompress(raw) if path.endswith(".gz") else raw
-            return b"\nCONFIG_FPROBE=y\n" in text
+            return f"\n{option}=y\n".encode() in text
     pytest.exit("cannot read this kernel's configuration, so cannot tell what it should have", 3)
 
 
@@ -46,13 +46,23 @@ def kernel_name() -> str:
 
 def expects_multi() -> bool:
     name = kernel_name()
-    return _own_has_fprobe() if name == "own" else EXPECTED[name]
+    return _own_has("CONFIG_FPROBE") if name == "own" else EXPECTED[name]
+
+
+def expects_kprobes() -> bool:
+    """Whether functions can be attached to one by one: Debian's kernels all have it."""
+    return kernel_name() != "own" or _own_has("CONFIG_KPROBE_EVENTS")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is for other kernels. What a kernel must have is pinned in EXPECTED."""
-    wrong = "no_multi" if expects_multi() else "multi"
-    items[:] = [item for item in items if item.get_closest_marker(wrong) is None]
+    wrong = {
+        "no_multi" if expects_multi() else "multi",
+        "no_kprobes" if expects_kprobes() else "kprobes",
+    }
+    items[:] = [
+        item for item in items if wrong.isdisjoint(mark.name for mark in item.iter_markers())
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -158,14 +168,14 @@ def holder(daemon: Daemon) -> Iterator[Callable[..., Holder]]:
         yield start
 
 
-def bpftool_links() -> list[dict[str, Any]]:
-    """The kernel's own list of kprobe-multi links."""
+def bpftool_links(name: str = "kprobe_multi", number: int = 8) -> list[dict[str, Any]]:
+    """The kernel's own list of links of a type: kprobe multi, where none is given."""
     shown = subprocess.run(
         ["/usr/sbin/bpftool", "-j", "link", "list"], capture_output=True, check=True
     )
     listed: list[dict[str, Any]] = json.loads(shown.stdout or b"[]")
-    # bpftool of Debian 12 knows the type by its number (BPF_LINK_TYPE_KPROBE_MULTI, 8).
-    return [link for link in listed if link.get("type") in ("kprobe_multi", 8)]
+    # bpftool of Debian 12 knows newer types by their number (BPF_LINK_TYPE_KPROBE_MULTI, 8).
+    return [link for link in listed if link.get("type") in (name, number)]
 
 
 def kallsyms() -> dict[str, int]:
@@ -185,16 +195,21 @@ def addresses() -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def traceable() -> list[tuple[int, str]]:
-    """(address, name) of the kernel's own functions in tracefs's list, each name once."""
+def traceable(release: tuple[int, int], addresses: dict[str, int]) -> list[tuple[int, str]]:
+    """(address, name) of the kernel's own functions in tracefs's list, each name once.
+
+    The addresses are those of the list, which has them from 6.5 on, else those of kallsyms.
+    """
     found: dict[str, int] = {}
     twice: set[str] = set()
-    with open("/sys/kernel/tracing/available_filter_functions_addrs", encoding="ascii") as file:
+    listed = release >= (6, 5)
+    path = "/sys/kernel/tracing/available_filter_functions"
+    with open(path + ("_addrs" if listed else ""), encoding="ascii") as file:
         for line in file:
-            address, name, *module = line.split()
-            if module:
+            address, name, *module = line.split() if listed else ("", *line.split())
+            if module or (not listed and name not in addresses):
                 continue
             if name in found:
                 twice.add(name)
-            found[name] = int(address, 16)
+            found[name] = int(address, 16) if listed else addresses[name]
     return [(address, name) for name, address in found.items() if name not in twice]

@@ -46,7 +46,7 @@ class Rest:
         found: list[Any] = []
         after = ""
         while True:
-            page = self.ok("GET", f"{path}?limit=1000{after}")
+            page = self.ok("GET", f"{path}{'&' if '?' in path else '?'}limit=1000{after}")
             found += page["items"]
             if page["next"] is None:
                 return found

@@ -9,6 +9,43 @@ import pytest
 from kpmd.bpf import abi
 
 LAYOUTS: dict[type[ctypes.Structure], tuple[int, dict[str, int]]] = {
+    abi.PerfEventAttr: (
+        72,
+        {
+            "type": 0,
+            "size": 4,
+            "config": 8,
+            "sample_period": 16,
+            "sample_type": 24,
+            "read_format": 32,
+            "flags": 40,
+            "wakeup_events": 48,
+            "bp_type": 52,
+            "config1": 56,
+            "config2": 64,
+        },
+    ),
+    abi.LinkCreatePerfEventAttr: (
+        24,
+        {"prog_fd": 0, "target_fd": 4, "attach_type": 8, "flags": 12, "bpf_cookie": 16},
+    ),
+    abi.LinkInfoPerfEvent: (
+        64,
+        {
+            "type": 0,
+            "id": 4,
+            "prog_id": 8,
+            "pad": 12,
+            "event_type": 16,
+            "event_pad": 20,
+            "func_name": 24,
+            "name_len": 32,
+            "offset": 36,
+            "address": 40,
+            "missed": 48,
+            "cookie": 56,
+        },
+    ),
     abi.LinkCreateKprobeMultiAttr: (
         48,
         {

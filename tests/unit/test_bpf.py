@@ -186,6 +186,9 @@ def test_the_features_and_the_kernels_that_brought_them() -> None:
     assert [(each.name, each.min_kernel) for each in features.FEATURES] == [
         ("bpf_link_kprobe_multi", "5.18"),
         ("bpf_link_kprobe_session", "6.10"),
+        ("kprobe_perf_event", "4.17"),
+        ("bpf_cookie", "5.15"),
+        ("bpf_get_func_ip", "5.15"),
     ]
 
 

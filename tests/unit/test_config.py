@@ -73,6 +73,9 @@ def test_modes_in_octal(tmp_path: Path, mode: str) -> None:
         ("[limits]\nsurprise = 1", "limits.surprise"),
         ("[limits]\nbody_bytes = 0", "limits.body_bytes"),
         ('[limits]\nbody_bytes = "many"', "limits.body_bytes"),
+        ("[limits]\ntargets_per_link = 0", "limits.targets_per_link"),
+        ("[limits]\ntargets_per_link = 1048577", "limits.targets_per_link"),
+        ("deny_file = 4", "deny_file"),
         ("[limits]\nload_seconds = 0", "limits.load_seconds"),
         ("[limits]\nload_seconds = nan", "limits.load_seconds"),
         ("[limits]\nshutdown_seconds = inf", "limits.shutdown_seconds"),
@@ -111,3 +114,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_wrong_argument() -> None:
     with pytest.raises(ConfigError, match=r"arguments: mode: "):
         load(None, mode="x")
+
+
+def test_targets_of_a_link_and_the_deny_list(tmp_path: Path) -> None:
+    assert load(None).limits.targets_per_link == 1 << 20
+    assert load(None).deny_file is None
+    text = 'deny_file = "/etc/kpmd/deny.txt"\n[limits]\ntargets_per_link = 1000\n'
+    config = load(written(tmp_path, text))
+    assert config.deny_file == Path("/etc/kpmd/deny.txt")
+    assert config.limits.targets_per_link == 1000

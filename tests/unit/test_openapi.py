@@ -36,6 +36,8 @@ CALLS = {
     "GET /links/{id}",
     "DELETE /links/{id}",
     "GET /links/{id}/targets",
+    "GET /links/{id}/skipped",
+    "GET /symbols",
     "PUT /links/{id}/program",
     "PUT /links/{id}/pin",
     "DELETE /links/{id}/pin",
@@ -116,7 +118,9 @@ def test_made_things_tell_where_they_are(contract: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("call", "statuses"),
     [
-        ("post /links", "201 400 404 410 413 422 500 501 503"),
+        ("post /links", "200 201 400 404 410 413 422 429 500 501 503"),
+        ("get /symbols", "200 400 422 500"),
+        ("get /links/{id}/skipped", "200 400 404 422 500"),
         ("post /programs", "201 400 410 413 422 500 501 503"),
         ("delete /programs/{id}", "204 400 404 409 422 500"),
         ("get /capabilities", "200 400 403 422 500"),

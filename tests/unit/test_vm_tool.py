@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -367,7 +366,6 @@ def test_vmlinux_from_bzimage() -> None:
         extract_vmlinux(bytes(image))
 
 
-@pytest.mark.skipif(shutil.which("cpio") is None, reason="no cpio here")
 def test_cpio_is_understood(tmp_path: Path) -> None:
     archive = Cpio()
     archive.folder("bin")

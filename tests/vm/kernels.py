@@ -44,6 +44,11 @@ KERNELS: dict[str, Kernel] = {
             ("bookworm", "bookworm-updates", "bookworm-security"),
             r"linux-image-(6\.1\.0-\d+-cloud-amd64)",
         ),
+        Kernel(
+            "5.10",
+            ("bullseye", "bullseye-updates", "bullseye-security"),
+            r"linux-image-(5\.10\.0-\d+-cloud-amd64)",
+        ),
         # Backports move on: what is asked for as 7.3 is the newest 7.x they have.
         Kernel(
             "7.3",

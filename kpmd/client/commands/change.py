@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import click
 
 from kpmd.client.commands.show import map_cells, map_table, program_cells, program_table
-from kpmd.client.output import Settings, clean, write_table
-from kpmd.client.parameters import number, size, variable
+from kpmd.client.output import Column, Settings, Table, clean, write_table
+from kpmd.client.parameters import is_glob, number, size, variable
 
 if TYPE_CHECKING:
     from kpmd.client import answers
@@ -98,7 +98,10 @@ def load(
 
 @click.command()
 @click.argument("program_id")
-@click.argument("symbols", metavar="[SYMBOL]...", nargs=-1)
+@click.argument("functions", metavar="[FUNCTION]...", nargs=-1)
+@click.option(
+    "--exclude", metavar="GLOB", multiple=True, help="Leave out what matches; repeatable."
+)
 @click.option(
     "--address",
     "addresses",
@@ -121,39 +124,72 @@ def load(
     help="At the function's entry, its return, or both.  [default: what the program is for]",
 )
 @click.option("--kretprobe", is_flag=True, help="The same as --kind kretprobe.")
+@click.option("--dry-run", is_flag=True, help="Attach nothing; show what would be, and what not.")
 @click.pass_obj
 def attach(
     settings: Settings,
     program_id: str,
-    symbols: tuple[str, ...],
+    functions: tuple[str, ...],
+    exclude: tuple[str, ...],
     addresses: tuple[int, ...],
     cookies: tuple[int, ...],
     kind: Literal["kprobe", "kretprobe", "session"] | None,
     kretprobe: bool,
+    dry_run: bool,
 ) -> None:
     """Attach a program to functions: to all of them or, where one cannot be, to none.
+
+    FUNCTION is a name, or a glob with * and ? (quote it), with its module behind it where you want
+    only that one's: 'nft_*[nf_tables]'.
 
     The link gets the lifetime "persistent", and stays until `kpmctl detach LINK_ID`: with the
     default lifetime it would end with kpmctl itself, at once.
     """
-    if bool(symbols) == bool(addresses):
-        raise click.UsageError("give either SYMBOLs or --address")
+    if bool(functions) == bool(addresses):
+        raise click.UsageError("give either FUNCTIONs or --address")
     if kretprobe and kind not in (None, "kretprobe"):
         raise click.UsageError(f"--kretprobe and --kind {kind} exclude each other")
+    globs = bool(exclude) or any(is_glob(each) for each in functions)
+    targets: dict[str, Any] = {
+        "symbols": functions if functions and not globs else None,
+        "patterns": functions if globs else None,
+        "exclude": exclude,
+        "addresses": addresses or None,
+    }
     with settings.client() as client:
+        way = "kretprobe" if kretprobe else kind or _kind(client, program_id)
+        if dry_run:
+            _show_plan(settings, client.plan(program_id, way, **targets))
+            return
         made = client.attach(
-            program_id,
-            "kretprobe" if kretprobe else kind or _kind(client, program_id),
-            symbols=symbols or None,
-            addresses=addresses or None,
-            cookies=cookies or None,
-            lifetime="persistent",
+            program_id, way, cookies=cookies or None, lifetime="persistent", **targets
         )
     if settings.json:
         settings.write_json(made)
         return
     click.echo(clean(f"{made['id']}: attached to {made['count']} function(s) as {made['kind']}."))
+    if made["skipped"]:
+        click.echo(f"{made['skipped']} skipped: `kpmctl link {made['id']} --skipped` tells why.")
     click.echo(clean(f"Persistent: attached until `kpmctl detach {made['id']}`."))
+
+
+def _show_plan(settings: Settings, plan: answers.Plan) -> None:
+    if settings.json:
+        settings.write_json(plan)
+        return
+    table = Table([Column("FUNCTION"), Column("MODULE"), Column("OUTCOME")])
+    for target in plan["targets"]:
+        table.add(target["symbol"] or target["address"], target["module"], "attach")
+    for skipped in plan["skipped"]:
+        table.add(skipped["symbol"], skipped["module"], f"{skipped['reason']}: {skipped['detail']}")
+    write_table(table)
+    click.echo()
+    click.echo(
+        f"{plan['count']} function(s) would be attached to by {plan['mechanism']}, "
+        f"{len(plan['skipped'])} not."
+    )
+    if plan["refusal"]:
+        click.echo(clean(f"Without --dry-run this request fails: {plan['refusal']['detail']}"))
 
 
 def _kind(client: Client, program_id: str) -> answers.Kind:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("symbols", metavar="SYMBOL...", nargs=-1, required=True)
+@click.argument("functions", metavar="FUNCTION...", nargs=-1, required=True)
+@click.option(
+    "--exclude", metavar="GLOB", multiple=True, help="Leave out what matches; repeatable."
+)
 @click.option(
     "--interval",
     type=seconds(0.05),
@@ -45,7 +48,8 @@ if TYPE_CHECKING:
 @click.pass_context
 def count(
     ctx: click.Context,
-    symbols: tuple[str, ...],
+    functions: tuple[str, ...],
+    exclude: tuple[str, ...],
     interval: float,
     duration: float | None,
     pid: int | None,
@@ -53,6 +57,9 @@ def count(
     top: int | None,
 ) -> None:
     """Count the calls of functions, and show those called most.
+
+    FUNCTION is a name, or a glob with * and ? (quote it), with its module behind it where you want
+    only that one's: 'nft_*[nf_tables]'. Globs leave out what is on the daemon's deny list.
 
     Ctrl-C, SIGTERM or the end of --duration shows the last table and detaches. The columns: calls
     since it was attached, calls a second over the last interval, the function. Functions that were
@@ -68,7 +75,7 @@ def count(
         last.callback(counter.close)
         try:
             with stop.breakable():
-                counter.start(symbols, pid, "kretprobe" if kretprobe else "kprobe")
+                counter.start(functions, pid, "kretprobe" if kretprobe else "kprobe", exclude)
         except Stopped:
             # What is just being made has no id for us yet, but ends with this process.
             raise KeyboardInterrupt from None

@@ -124,8 +124,9 @@ def link_cells(link: answers.Link) -> list[object]:
 @click.command()
 @click.argument("link_id")
 @click.option("--targets", is_flag=True, help="List the functions that it is attached to.")
+@click.option("--skipped", is_flag=True, help="List what it is not attached to, and why.")
 @click.pass_obj
-def link(settings: Settings, link_id: str, targets: bool) -> None:
+def link(settings: Settings, link_id: str, targets: bool, skipped: bool) -> None:
     """Show one link.
 
     MISSED are the calls that the kernel could not run the program for; a dash where the kernel
@@ -134,8 +135,12 @@ def link(settings: Settings, link_id: str, targets: bool) -> None:
     with settings.client() as client:
         found = client.link(link_id)
         listed = list(client.targets(link_id)) if targets else []
+        missing = list(client.skipped(link_id)) if skipped else []
     if settings.json:
-        settings.write_json({**found, "targets": listed} if targets else found)
+        lists: dict[str, object] = {"targets": listed} if targets else {}
+        # ``skipped`` is a number in the link; what it counts stands beside it.
+        lists |= {"skipped_items": missing} if skipped else {}
+        settings.write_json({**found, **lists})
         return
     table = link_table()
     table.add(*link_cells(found))
@@ -148,6 +153,35 @@ def link(settings: Settings, link_id: str, targets: bool) -> None:
         for each in listed:
             functions.add(each["address"], each["cookie"], each["symbol"], each["module"])
         write_table(functions)
+    if skipped:
+        click.echo()
+        left_out = Table([Column("FUNCTION"), Column("MODULE"), Column("REASON")])
+        for gap in missing:
+            left_out.add(gap["symbol"], gap["module"], f"{gap['reason']}: {gap['detail']}")
+        write_table(left_out)
+
+
+@click.command()
+@click.argument("pattern", default="*")
+@click.pass_obj
+def symbols(settings: Settings, pattern: str) -> None:
+    """List the functions that can be traced, all or those that match PATTERN.
+
+    PATTERN is a glob with * and ? (quote it), with its module behind it where you want only that
+    one's: 'nft_*[nf_tables]'.
+    """
+    table = Table([Column("FUNCTION"), Column("MODULE"), Column("ADDRESS"), Column("AMBIGUOUS")])
+    with settings.client() as client:
+        settings.write_list(
+            client.symbols(pattern),
+            table,
+            lambda each: [
+                each["symbol"],
+                each["module"],
+                each["address"],
+                "yes" if each["ambiguous"] else None,
+            ],
+        )
 
 
 @click.command()

@@ -1,0 +1,98 @@
+"""The command line: ``python -m tests.bench prepare|vm|here``; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench import attach, idle, index, latency
+from tests.bench.prepare import BUILD, FUNCTIONS, KALLSYMS, prepare
+from tests.bench.report import Row, print_table, say
+from tests.bench.running import Kpmd
+
+_PARTS: dict[str, Callable[[attach.Bench, bool], list[Row]]] = {
+    "names": attach.by_names,
+    "glob": attach.by_glob,
+    "single": attach.one_by_one,
+    "latency": latency.measure,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="action", required=True)
+    making = commands.add_parser("prepare", help="fetch libbpf, build the yardsticks")
+    making.add_argument("--kernel", default="6.12", help="whose lists of functions to save")
+    making.add_argument("--refresh", action="store_true", help="make all of it anew")
+    for name, text in (("vm", "attaching; as root, in the VM"), ("here", "the rest; anywhere")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--quick", action="store_true", help="few rounds: a rough idea")
+        if name == "vm":
+            command.add_argument("--only", choices=[*_PARTS, "index"], action="append")
+    return parser
+
+
+def _title(**more: str) -> dict[str, str]:
+    return {
+        "kernel": os.uname().release,
+        "processors": str(os.cpu_count()),
+        "Python": platform.python_version(),
+        **more,
+    }
+
+
+def _vm(quick: bool, only: list[str] | None) -> bool:
+    wanted = only or [*_PARTS, "index"]
+    rows: list[Row] = []
+    title = _title()
+    with tempfile.TemporaryDirectory(prefix="kpmd-bench-") as name:
+        if "index" in wanted:
+            rounds = 2 if quick else 5
+            files = Path("/proc/kallsyms"), Path(attach.TRACEABLE)
+            rows += index.measure(*files, rounds, here=False)
+        parts = [part for part in _PARTS if part in wanted]
+        if parts:
+            with attach.bench(Path(name)) as bench:
+                title["libbpf"] = bench.glob.libbpf
+                title["functions"] = f"{len(bench.functions.names):,} names"
+                for part in parts:
+                    rows += _PARTS[part](bench, quick)
+                if not quick:
+                    rows += [idle.row("the daemon with its index, after all this", bench.kpmd)]
+    return print_table(title, rows)
+
+
+def _here(quick: bool) -> bool:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="kpmd-bench-") as name:
+        kpmd = Kpmd(Path(name))
+        try:
+            rows += idle.memory(kpmd)
+            rows += idle.rates(kpmd, Path(name), quick)
+        finally:
+            kpmd.close()
+    rows += index.measure(KALLSYMS, FUNCTIONS, 3 if quick else 9, here=True)
+    return print_table(_title(), rows)
+
+
+def main() -> int:
+    """Do what the command line says; 1 where a target is missed."""
+    arguments = _parser().parse_args()
+    if arguments.action == "prepare":
+        prepare(arguments.kernel, arguments.refresh)
+        return 0
+    if not (BUILD / "zero.bpf.o").exists() or not KALLSYMS.exists():
+        say("first run (outside the VM): python -m tests.bench prepare")
+        return 2
+    if arguments.action == "vm":
+        return 0 if _vm(arguments.quick, arguments.only) else 1
+    return 0 if _here(arguments.quick) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
