@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test setup setup-run setup-vm setup-bpf check unit test-kernel test-own vm fetch bpf \
-	check-bpf openapi lock format clean
+	check-bpf openapi lock format bench clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -74,6 +74,12 @@ test-kernel: $(STAMP) setup-run setup-vm setup-bpf
 		$(PY) -m tests.vm run --kernel $$kernel --timeout 900 -- \
 			env KPMD_TEST_KERNEL=$$kernel $(PY) -m pytest --timeout 600 tests/kernel; \
 	done
+
+## bench: compare with C programs on libbpf and a bare HTTP server; not part of the tests
+bench: $(STAMP) setup-run setup-vm setup-bpf
+	$(PY) -m tests.bench prepare
+	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 3000 -- $(PY) -m tests.bench vm
+	$(PY) -m tests.bench here
 
 ## vm: a shell in a VM with the kernel KERNEL (6.12)
 vm: $(STAMP) setup-run setup-vm

@@ -18,8 +18,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
-from operator import itemgetter
+from itertools import compress, islice
+from operator import itemgetter, lt, sub
 from typing import Literal, TypeVar
 
 from kpmd.core.globs import VMLINUX, Glob
@@ -79,10 +79,7 @@ class SymbolIndex:
         #: Names that stand for several functions, with all of them.
         self.repeated = _repeated(names, self._first)
         self.addresses = starts
-        self._deltas = bytes(
-            place - start if start and 0 <= place - start <= _MOST_DELTA else 0
-            for place, start in zip(functions.addresses, starts, strict=True)
-        )
+        self._deltas = _deltas(functions.addresses, starts)
         self._modules = functions.modules
         self._module_of = functions.module_of
         self._stripped: dict[str, list[int]] = {}
@@ -91,10 +88,13 @@ class SymbolIndex:
                 self._stripped.setdefault(base, []).extend(
                     self.repeated.get(name, [self._first[name]])
                 )
-        known = [position for position, start in enumerate(starts) if start]
-        known.sort(key=starts.__getitem__)
-        self._by_address = array("I", known)
-        self._sorted = array("Q", [starts[position] for position in known])
+        known: Sequence[int] = range(count)
+        self._sorted = starts
+        if not (count and starts[0] and all(map(lt, starts, islice(starts, 1, None)))):
+            known = [position for position, start in enumerate(starts) if start]
+            known.sort(key=starts.__getitem__)
+            self._sorted = array("Q", [starts[position] for position in known])
+        self._by_address = known if isinstance(known, range) else array("I", known)
         self._untraceable = untraceable
         # Other names of functions that tracefs does not list. Few (57 on 6.12), but among them are
         # __x64_sys_getpid and the like: tracefs has that function as __do_sys_getpid.
@@ -279,18 +279,37 @@ def _repeated(names: list[str], first: dict[str, int]) -> dict[str, list[int]]:
     return found
 
 
+def _deltas(places: array[int], starts: array[int]) -> bytes:
+    """How far behind its start each function's traceable place lies."""
+    try:
+        deltas = bytes(map(sub, places, starts))
+        if max(deltas, default=0) <= _MOST_DELTA:
+            return deltas
+    except ValueError:  # some are not known, on either side
+        pass
+    return bytes(
+        place - start if start and 0 <= place - start <= _MOST_DELTA else 0
+        for place, start in zip(places, starts, strict=True)
+    )
+
+
 def _rest(symbols: Table, traceable: Table, starts: array[int]) -> tuple[dict[str, int], str]:
     """Of the functions that tracefs does not list: other names of such, and all others."""
     listed = set(traceable.names())
     begun = set(starts) - {0}
     aliases: dict[str, int] = {}
     missing: dict[str, None] = {}
-    for name, address in zip(symbols.names(), symbols.addresses, strict=True):
-        if name not in listed:
-            if address in begun:
-                aliases.setdefault(name, address)
-            elif not name.startswith("__pfx_"):  # the padding in front of a function
-                missing[name] = None
+    strange = [
+        (name, address)
+        for name, address in zip(symbols.names(), symbols.addresses, strict=True)
+        # __pfx_: the padding in front of a function.
+        if name not in listed and name[:6] != "__pfx_"
+    ]
+    for name, address in strange:
+        if address in begun:
+            aliases.setdefault(name, address)
+        else:
+            missing[name] = None
     return aliases, "\n" + "\n".join(missing) + "\n"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 
 #: Types of functions in kallsyms (nm(1)).
 _TEXT = frozenset((b"t", b"T", b"w", b"W"))
@@ -34,8 +34,7 @@ class Table:
 
     def names(self) -> Iterator[str]:
         """The names, one by one."""
-        for piece in self.pieces:
-            yield from piece.split("\n")
+        return chain.from_iterable(piece.split("\n") for piece in self.pieces)
 
     def text(self) -> str:
         """All names, a line break between two."""

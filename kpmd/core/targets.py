@@ -166,7 +166,7 @@ class _Work:
                 continue
             repeated.append(at)
             # Asked for all of each name, names may well overlap: foo, and foo.isra.0.
-            if self._spec.on_ambiguous != "all":
+            if self._spec.on_ambiguous != "all" or self._spec.symbols is None:
                 raise Invalid.at(
                     [self._spec.which, place],
                     f"is the function that stands at {seen[position]} already, "

@@ -205,8 +205,8 @@ def worst(count: int) -> list[str]:
 
 @pytest.fixture
 async def large(serve: Serve) -> Served:
-    names = [f"{'e_' * 15}{number}" for number in range(6000)]
-    dark = [f"{'e_' * 15}dark_{number}" for number in range(6000)]
+    names = [f"{'e_' * 15}{number}" for number in range(4000)]
+    dark = [f"{'e_' * 15}dark_{number}" for number in range(4000)]
     kernel = FakeKernel(files=symbol_files(added=[(name, "") for name in names], untraceable=dark))
     return await serve(kernel)
 

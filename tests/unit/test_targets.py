@@ -240,9 +240,10 @@ def test_addresses_are_normalised_to_starts() -> None:
     assert resolved.targets.names == ("vfs_write", "vfs_open")
 
 
-def test_two_addresses_of_one_function_are_one_too_many() -> None:
+@pytest.mark.parametrize("on_ambiguous", ["first", "all", "error"])
+def test_two_addresses_of_one_function_are_one_too_many(on_ambiguous: OnAmbiguous) -> None:
     with pytest.raises(Invalid) as error:
-        found(spec(None, [WRITE, WRITE + 4]))
+        found(spec(None, [WRITE, WRITE + 4], [1, 2], on_ambiguous=on_ambiguous))
     assert error.value.fields["errors"][0]["loc"] == ["addresses", 1]
 
 
