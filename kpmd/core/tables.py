@@ -47,6 +47,9 @@ def kallsyms_table(text: bytes) -> Table:
     columns = _Columns()
     for piece in _pieces(own):
         words = piece.split()
+        if len(words) != 3 * piece.count(b"\n"):
+            rest = piece + rest  # lines of another form: one by one
+            continue
         taken = list(map(_TEXT.__contains__, words[1::3]))
         columns.add(list(compress(words[0::3], taken)), list(compress(words[2::3], taken)))
     for piece in _pieces(rest):

@@ -12,10 +12,19 @@ from kpmd.core.globs import Glob
 from kpmd.core.model import Skipped, Targets
 from kpmd.core.specs import TargetSpec
 from kpmd.core.symbols import SymbolIndex
-from kpmd.errors import AddressNotTraceable, Invalid, KpmdError, SymbolNotFound
+from kpmd.errors import (
+    MAX_SYMBOLS,
+    AddressNotTraceable,
+    Invalid,
+    KpmdError,
+    SymbolNotFound,
+)
 
 #: Whether a name is on the kernel's own blacklist of functions that must not be probed.
 Blacklisted = Callable[[str], bool]
+
+#: What one request can have skipped at the most: more than any kernel has functions.
+MAX_SKIPPED = 1 << 16
 
 _UNKNOWN = "does not exist in this kernel or its loaded modules"
 _UNTRACEABLE = "exists, but the kernel cannot trace it (see available_filter_functions in tracefs)"
@@ -56,7 +65,7 @@ def resolve(
         work.addresses()
     else:
         work.symbols(lenient)
-    work.leave_out_what_names_cannot_tell(lenient)
+    work.leave_out_what_names_cannot_tell()
     if not lenient:
         work.check_any()
     return work.resolved()
@@ -92,7 +101,7 @@ class _Work:
             return
         found = index.first(names)
         self._names = []
-        missing: list[Skipped] = []
+        missing: list[str] = []
         unclear: list[str] = []
         if None not in found and index.repeated.keys().isdisjoint(names):
             # All that most requests need, and quick for many names.
@@ -106,7 +115,7 @@ class _Work:
         for at, (name, first) in enumerate(zip(names, found, strict=True)):
             positions = index.find(name) if first is None else index.repeated.get(name, [first])
             if not positions:
-                missing.append(self._absent(name))
+                missing.append(name)
                 continue
             if len(positions) > 1:
                 positions = self._one_of(name, positions, unclear)
@@ -140,7 +149,7 @@ class _Work:
             self._skip(other, "ambiguous", f"another function of this name is attached to{where}")
         return [first]
 
-    def _refuse(self, missing: list[Skipped], unclear: list[str], lenient: bool) -> None:
+    def _refuse(self, missing: list[str], unclear: list[str], lenient: bool) -> None:
         if unclear and not lenient:
             raise Invalid(
                 f"{len(unclear)} name(s) stand for several functions, the first of them "
@@ -151,8 +160,16 @@ class _Work:
         for name in unclear:
             self._skipped.append(Skipped(name, None, "ambiguous", "stands for several functions"))
         if missing and not self._skips:
-            raise _not_found(missing)
-        self._skipped += missing
+            raise _not_found([self._absent(name) for name in missing[:MAX_SYMBOLS]], missing)
+        self._check_skipped(len(missing))
+        self._skipped += map(self._absent, missing)
+
+    def _check_skipped(self, number: int) -> None:
+        if number > MAX_SKIPPED:
+            raise Invalid.at(
+                [self._spec.which],
+                f"{number} of them cannot be attached to; {MAX_SKIPPED} are the most to skip",
+            )
 
     def _distinct(self) -> None:
         """Two names or addresses of one function are one target twice."""
@@ -175,10 +192,14 @@ class _Work:
         self._drop(repeated)
 
     def _drop(self, places: list[int]) -> None:
-        for at in reversed(places):
-            del self._positions[at], self._cookies[at]
-            if self._names is not None:
-                del self._names[at]
+        if not places:
+            return
+        gone = set(places)
+        kept = [at for at in range(len(self._positions)) if at not in gone]
+        self._positions = [self._positions[at] for at in kept]
+        self._cookies = array("Q", [self._cookies[at] for at in kept])
+        if self._names is not None:
+            self._names = [self._names[at] for at in kept]
 
     # Addresses
 
@@ -207,6 +228,7 @@ class _Work:
                 "that the kernel can trace",
                 unknown,
             )
+        self._check_skipped(len(unknown))
         self._skipped += [
             Skipped(f"0x{address:016x}", None, "untraceable", _NO_ADDRESS) for address in unknown
         ]
@@ -262,7 +284,7 @@ class _Work:
     def _deny(self, matched: dict[int, None], deny: Denials) -> None:
         for position in sorted(deny.keys() & matched.keys()):
             del matched[position]
-            self._skip(position, "denied", f"on the deny list: {deny[position]}")
+            self._skip(position, "denied", f"is on the deny list: {deny[position]}")
 
     def _choose(self, matched: dict[int, None], unclear: list[str]) -> None:
         """Of functions of one name those that ``on_ambiguous`` takes."""
@@ -274,14 +296,12 @@ class _Work:
                         del matched[position]
         self._positions = sorted(matched)
 
-    def _untraceable(self, globs: list[Glob]) -> list[Skipped]:
+    def _untraceable(self, globs: list[Glob]) -> list[str]:
         names = dict.fromkeys(name for glob in globs for name in self._index.untraceable(glob))
-        excluded = [Glob.parse(text) for text in self._spec.exclude]
-        return [
-            self._absent(name)
-            for name in names
-            if not any(glob.matches_name(name) for glob in excluded)
-        ]
+        for text in self._spec.exclude:
+            for name in self._index.untraceable(Glob.parse(text)):
+                names.pop(name, None)
+        return list(names)
 
     # What came of it
 
@@ -298,7 +318,7 @@ class _Work:
         left_out = (each for at, each in self._left_out.items() if at not in attached)
         return (*self._skipped, *left_out)
 
-    def leave_out_what_names_cannot_tell(self, lenient: bool) -> None:
+    def leave_out_what_names_cannot_tell(self) -> None:
         """Where addresses are hidden, the kernel gets names, and takes the first of each.
 
         Another function of that name cannot be attached to then.
@@ -318,7 +338,9 @@ class _Work:
             )
             for at in other
         ]
-        self._refuse(missing, [], lenient)
+        if missing and not self._skips:
+            raise _not_found(missing, [each.symbol for each in missing])
+        self._skipped += missing
         self._drop(other)
 
     def check_any(self) -> None:
@@ -331,7 +353,9 @@ class _Work:
                 list(self._spec.addresses),
             )
         skipped = list(self.skipped)
-        raise _not_found(skipped) if skipped else _nothing_left()
+        if skipped:
+            raise _not_found(skipped[:MAX_SYMBOLS], [each.symbol for each in skipped])
+        raise _nothing_left()
 
     def resolved(self) -> Resolved:
         """The targets found so far."""
@@ -354,13 +378,14 @@ class _Work:
         return Resolved(targets, by_address, self.skipped)
 
 
-def _not_found(missing: list[Skipped]) -> SymbolNotFound:
-    first = missing[0]
+def _not_found(shown: list[Skipped], missing: list[str]) -> SymbolNotFound:
+    """``shown``: the first of what is ``missing``, with reasons."""
+    first = shown[0]
     return SymbolNotFound(
         f"{len(missing)} symbol(s) cannot be attached to, the first of them {first.symbol!r}: "
         f"it {first.detail}; nothing was attached",
-        [each.symbol for each in missing],
-        [each.detail for each in missing],
+        missing,
+        [each.detail for each in shown],
     )
 
 

@@ -16,7 +16,7 @@ from kpmd.core.globs import Glob
 from kpmd.core.model import Skipped
 from kpmd.core.specs import OnAmbiguous, OnUntraceable, TargetSpec
 from kpmd.core.symbols import SymbolIndex
-from kpmd.core.targets import Resolved, resolve
+from kpmd.core.targets import MAX_SKIPPED, Resolved, resolve
 from kpmd.errors import AddressNotTraceable, Invalid, KpmdError, SymbolNotFound
 from tests.fakes.kernel import ADDED, AMBIGUOUS, FUNCTIONS, MODULES, TEXT, symbol_files
 
@@ -824,3 +824,20 @@ def test_a_dry_run_of_everything_takes_no_minute() -> None:
     wanted = spec(patterns=["*_1???", "vfs_*"])
     assert len(found(wanted, where, lenient=True).skipped) == 1000
     assert time.process_time() - before < 0.3
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_million_names_that_are_not_there_are_not_all_told(lenient: bool) -> None:
+    """What is skipped is kept with the link, and told: there is a bound to it."""
+    wanted = TargetSpec(
+        symbols=[f"no_such_{number}" for number in range(MAX_SKIPPED + 1)], on_untraceable="skip"
+    )
+    with pytest.raises(Invalid) as error:
+        resolve(
+            wanted,
+            SymbolIndex.build(b"", b"vfs_read\n", False),
+            {},
+            frozenset().__contains__,
+            lenient=lenient,
+        )
+    assert str(MAX_SKIPPED) in error.value.detail
