@@ -111,10 +111,10 @@ class Api:
             if "{" not in route.path
         }
         self._router = web.UrlDispatcher()
-        self._by_handler: dict[Any, _Prepared] = {}
+        self._by_route: dict[Any, _Prepared] = {}
         for route in routes:
             added = self._router.add_route(route.method, route.path, _never_called)
-            self._by_handler[added] = _Prepared(route)
+            self._by_route[added] = _Prepared(route)
         # The daemon's own exception handling answers everything; aiohttp's access log is off.
         # Bodies are never decompressed: a limit on what comes must be a limit on what is held.
         self._options: dict[str, Any] = {
@@ -185,7 +185,7 @@ class Api:
         found = await self._router.resolve(cast(web.Request, request))
         if found.http_exception is not None:
             raise found.http_exception
-        return self._by_handler[found.route], found
+        return self._by_route[found.route], found
 
     async def _body(self, model: type[BaseModel], request: web.BaseRequest) -> BaseModel:
         raw = await request.read()

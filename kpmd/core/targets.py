@@ -103,8 +103,11 @@ class _Work:
         self._names = []
         missing: list[str] = []
         unclear: list[str] = []
-        if None not in found and index.repeated.keys().isdisjoint(names):
-            # All that most requests need, and quick for many names.
+        several = index.repeated.keys() & set(names)
+        if None not in found and (self._spec.on_ambiguous == "first" or not several):
+            # All that most requests need, and quick for many names: what ``first`` gave is taken.
+            for name in sorted(several):
+                self._one_of(name, index.repeated[name], unclear)
             self._positions = cast(list[int], found)
             self._names = names
             self._cookies = array("Q", cookies or bytes(8 * len(names)))

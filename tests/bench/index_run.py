@@ -14,12 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kpmd.bpf.kallsyms import release_memory
 from kpmd.core.symbols import SymbolIndex
 
 
 def build(kallsyms: str, functions: str) -> SymbolIndex:
     """Read the two files and build the index, as the daemon does."""
-    return SymbolIndex.build(Path(kallsyms).read_bytes(), Path(functions).read_bytes(), True)
+    index = SymbolIndex.build(Path(kallsyms).read_bytes(), Path(functions).read_bytes(), True)
+    release_memory()
+    return index
 
 
 def count_matching(index: Any, pattern: str) -> int | None:
