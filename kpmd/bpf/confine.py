@@ -111,4 +111,3 @@ def confine(limits: dict[str, int], parent: int) -> None:
         if most != resource.RLIM_INFINITY:
             soft, hard = min(soft, most), min(hard, most)
         resource.setrlimit(what, (soft, hard))
-    # A seccomp filter belongs here: bpf(2), read, openat of kernel BTF and config, sendmsg, memory.
