@@ -18,7 +18,7 @@ from kpmd.api.models import (
     TargetAnswer,
     TargetsPage,
 )
-from kpmd.api.paging import cursor, position
+from kpmd.api.paging import cursor, position, span
 from kpmd.api.route import Call, Reply, Route
 from kpmd.bpf.objects import LinkDetails
 from kpmd.core.model import Lifetime, Link, Skipped, Targets
@@ -128,14 +128,8 @@ async def get_skipped(call: Call) -> Reply:
     """GET /links/{id}/skipped"""
     query: PageQuery = call.query
     skipped = call.state.registry.link(call.caller, call.path["id"]).skipped
-    first = position(query.after)
-    last = min(first + query.limit, len(skipped))
-    return Reply(
-        SkippedPage(
-            items=[skipped_answer(each) for each in skipped[first:last]],
-            next=cursor(last if last < len(skipped) else None),
-        )
-    )
+    places, following = span(query.after, query.limit, len(skipped))
+    return Reply(SkippedPage(items=[skipped_answer(skipped[at]) for at in places], next=following))
 
 
 async def list_links(call: Call) -> Reply:
@@ -177,14 +171,8 @@ async def get_targets(call: Call) -> Reply:
     """GET /links/{id}/targets"""
     query: PageQuery = call.query
     targets = call.state.registry.link(call.caller, call.path["id"]).targets
-    first = position(query.after)
-    last = min(first + query.limit, len(targets))
-    return Reply(
-        TargetsPage(
-            items=[target_answer(targets, each) for each in range(first, last)],
-            next=cursor(last if last < len(targets) else None),
-        )
-    )
+    places, following = span(query.after, query.limit, len(targets))
+    return Reply(TargetsPage(items=[target_answer(targets, at) for at in places], next=following))
 
 
 async def delete_link(call: Call) -> Reply:

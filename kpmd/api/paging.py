@@ -16,6 +16,13 @@ def position(after: str | None) -> int:
     return int(after)
 
 
+def span(after: str | None, limit: int, total: int) -> tuple[range, str | None]:
+    """The places of a page in something of ``total`` entries, and the cursor of the next."""
+    first = position(after)
+    last = min(first + limit, total)
+    return range(first, last), cursor(last if last < total else None)
+
+
 def cursor(number: int | None) -> str | None:
     """The cursor for a number."""
     return None if number is None else str(number)
