@@ -242,13 +242,20 @@ class LinkAnswer(Answer):
     """An attached link."""
 
     id: str
-    kernel_id: int
+    kernel_id: Annotated[
+        int,
+        Field(
+            description="The first's, where the kernel has several links for it; 0 where it has "
+            "none (kprobes one by one before 5.15)."
+        ),
+    ]
     program: str
     kind: KindName
     mechanism: Literal["kprobe_multi", "perf_event"]
     count: Annotated[int, Field(description="Functions attached to, as the kernel tells it.")]
     missed: Annotated[
-        int | None, Field(description="Calls the kernel could not run it for; null before 6.6.")
+        int | None,
+        Field(description="Calls the kernel could not run it for; null where it does not tell."),
     ]
     skipped: Annotated[int, Field(description="Asked for, but not attached to.")]
     owner: OwnerAnswer

@@ -157,7 +157,7 @@ class _Work:
             raise Invalid(
                 f"{len(unclear)} name(s) stand for several functions, the first of them "
                 f"{unclear[0]!r}; give addresses, or on_ambiguous first or all",
-                symbols=unclear[:100],
+                symbols=unclear[:MAX_SYMBOLS],
                 symbols_total=len(unclear),
             )
         for name in unclear:

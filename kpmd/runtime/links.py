@@ -35,6 +35,11 @@ log = Log("kpmd.links")
 _STALE = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
 
 
+#: What the kernel says of a target that it cannot attach to; the last two one by one only: a name
+#: of several functions, and an address inside an instruction.
+_NO_TARGET = (errno.EINVAL, errno.ENOENT, errno.EADDRNOTAVAIL, errno.EILSEQ)
+
+
 @dataclass(frozen=True)
 class _Made:
     resolved: Resolved
@@ -208,13 +213,18 @@ def _create(
         symbols = () if resolved.by_address else targets.names[part]
         cookies = targets.cookies[part] if spec.targets.cookies is not None else ()
         if program.mechanism == "perf_event":
-            return state.kernel.create_perf_links(
-                handle,
-                retprobe=spec.kind == "kretprobe",
-                addresses=addresses,
-                symbols=symbols,
-                cookies=cookies,
-            )
+            try:
+                return state.kernel.create_perf_links(
+                    handle,
+                    retprobe=spec.kind == "kretprobe",
+                    addresses=addresses,
+                    symbols=symbols,
+                    cookies=cookies,
+                )
+            except PerfAttachError as error:
+                # Its place among all targets, not in this part of them.
+                at = part.start + error.index
+                raise PerfAttachError(error.errno or errno.EIO, error.call, at) from error
         return state.kernel.create_link(
             handle,
             program.attach,
@@ -247,7 +257,8 @@ def explain(error: OSError, spec: TargetSpec, resolved: Resolved) -> KpmdError:
             ["does not exist or cannot be traced"] * len(only),
             errno=name,
         )
-    if number in (errno.EINVAL, errno.ENOENT):
+    refused = isinstance(error, PerfAttachError) and error.call != "perf_event_open"
+    if number in _NO_TARGET and not refused:
         if spec.addresses is not None:
             return AddressNotTraceable(
                 "one or more of the addresses are not the start of a function that the kernel can "
@@ -264,6 +275,7 @@ def explain(error: OSError, spec: TargetSpec, resolved: Resolved) -> KpmdError:
                 [reason] * len(only),
                 errno=name,
             )
+    if number in (errno.EINVAL, errno.ENOENT):
         return WrongAttachType(
             "the kernel refused the program for this kind of link, or one of the symbols is "
             "missing; nothing was attached",
@@ -272,6 +284,7 @@ def explain(error: OSError, spec: TargetSpec, resolved: Resolved) -> KpmdError:
     hint = {
         errno.ENOMEM: "the kernel has too little memory for so many targets; ask for fewer",
         errno.E2BIG: "the kernel does not take so many targets in one link; ask for fewer",
+        errno.EACCES: "kprobes one by one need CAP_SYS_ADMIN, or kernel.perf_event_paranoid at 2",
         errno.EPERM: "kpmd lacks a capability, or the kernel is locked down",
         errno.EMFILE: "the daemon has no file descriptor left; detach something and try again",
     }.get(number, "see the errno")

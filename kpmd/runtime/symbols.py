@@ -51,15 +51,22 @@ class Symbols:
             # Anew: while this thread waited, another may have built what is true now.
             signature = self._kernel.modules_signature()
             snapshot = self._snapshot
-            for _ in range(_TRIES):
-                if snapshot is not None and snapshot.signature == signature:
-                    break
-                snapshot = self._build(signature)
-                # A module that came during the build and has gone since is in the index.
-                signature = self._kernel.modules_signature()
-            else:
-                snapshot = self._build(signature)
-            self._snapshot = snapshot
+            if snapshot is None or snapshot.signature != signature:
+                snapshot = self._fresh(signature)
+        return snapshot
+
+    def _fresh(self, signature: tuple[bytes, ...]) -> Snapshot:
+        """A new index; kept only when no module came or went while it was built.
+
+        One that came and has gone since would be in it: then it serves this request, and no other.
+        """
+        self._snapshot = None
+        for _ in range(_TRIES):
+            snapshot = self._build(signature)
+            signature = self._kernel.modules_signature()
+            if snapshot.signature == signature:
+                self._snapshot = snapshot
+                break
         return snapshot
 
     def _build(self, signature: tuple[bytes, ...]) -> Snapshot:

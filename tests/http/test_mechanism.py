@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kpmd.bpf.features import Answer as FeatureAnswer
+from kpmd.bpf.perf import PerfAttachError
 from tests.fakes.kernel import ADDED, FUNCTIONS, MODULES, FakeKernel, symbol_files
 from tests.http.actor import Actor
 from tests.http.samples import ELF, PERSISTENT, Gate, a_link, a_program, link
@@ -470,3 +471,59 @@ async def test_a_dry_run_tells_that_it_would_be_too_many(
 async def test_the_limit_is_told(limited: Served) -> None:
     async with Client(limited.path) as client:
         assert (await client.get("/capabilities"))["limits"]["targets_per_link"] == 3
+
+
+# Which target it was, one by one
+
+
+@pytest.mark.parametrize(
+    ("number", "call", "kind"),
+    [
+        (errno.EINVAL, "perf_event_open", "symbol-not-found"),
+        (errno.ENOENT, "perf_event_open", "symbol-not-found"),
+        (errno.EADDRNOTAVAIL, "perf_event_open", "symbol-not-found"),
+        (errno.EILSEQ, "perf_event_open", "symbol-not-found"),
+        (errno.EINVAL, "LINK_CREATE", "wrong-attach-type"),
+        (errno.EINVAL, "SET_BPF", "wrong-attach-type"),
+    ],
+)
+async def test_one_by_one_the_kernel_says_which_and_whose_fault_it_is(
+    client: Client, kernel: FakeKernel, number: int, call: str, kind: str
+) -> None:
+    without_multi(kernel)
+    kernel.fail["create_perf_links"] = PerfAttachError(number, call, 1)
+    body = link(await a_program(client), symbols=["vfs_open", "vfs_read"])
+    problem = await client.refused("POST", "/links", body, status=422, kind=kind)
+    if kind == "symbol-not-found":
+        assert problem["symbols"] == ["vfs_read"]
+    assert kernel.attached == []
+
+
+async def test_what_stands_in_the_way_of_kprobes_one_by_one_is_told(
+    client: Client, kernel: FakeKernel
+) -> None:
+    without_multi(kernel)
+    kernel.fail["create_perf_links"] = PerfAttachError(errno.EACCES, "perf_event_open", 0)
+    body = link(await a_program(client))
+    problem = await client.refused("POST", "/links", body, status=500, kind="kernel")
+    assert "perf_event_paranoid" in problem["detail"]
+
+
+async def test_which_target_it_was_in_a_later_piece(client: Client, kernel: FakeKernel) -> None:
+    """ENOMEM for all at once; then the second half's first target cannot be attached to."""
+    without_multi(kernel)
+    failures: list[OSError | None] = [
+        PerfAttachError(errno.ENOMEM, "perf_event_open", 0),
+        None,
+        PerfAttachError(errno.ENOENT, "perf_event_open", 0),
+    ]
+
+    def fail() -> None:
+        if error := failures.pop(0):
+            raise error
+
+    kernel.hooks["create_perf_links"] = fail
+    body = link(await a_program(client), symbols=["vfs_open", "vfs_read"])
+    problem = await client.refused("POST", "/links", body, status=422, kind="symbol-not-found")
+    assert problem["symbols"] == ["vfs_read"]
+    assert kernel.attached == []

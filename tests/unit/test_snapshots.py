@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -223,3 +224,32 @@ def test_an_index_stays_whole_for_whoever_still_uses_it(
     assert len(symbols.current().index) != len(names)
     assert held.index.names == names
     assert held.index.glob(Glob.parse("*")) == list(range(len(names)))
+
+
+def test_an_index_that_is_good_at_last_is_not_built_once_more(
+    kernel: FakeKernel, symbols: Symbols
+) -> None:
+    """Modules come during the first two builds; the third is of what is there then."""
+    comings = iter([b"a 1 0x1", b"b 1 0x2"])
+
+    def come() -> None:
+        kernel.signature = (*kernel.signature, *([each] if (each := next(comings, None)) else []))
+
+    kernel.hooks["symbol_files"] = come
+    snapshot = symbols.current()
+    assert builds(kernel) == 3
+    assert symbols.current() is snapshot
+
+
+def test_an_index_that_may_be_wrong_is_not_kept(kernel: FakeKernel, symbols: Symbols) -> None:
+    """Where modules never stop coming, the request gets the newest there is, the next one anew."""
+    numbers = itertools.count()
+
+    def come() -> None:
+        kernel.signature = (f"m{next(numbers)} 1 0x1".encode(),)
+
+    kernel.hooks["symbol_files"] = come
+    first = symbols.current()
+    kernel.signature = first.signature
+    del kernel.hooks["symbol_files"]
+    assert symbols.current() is not first
