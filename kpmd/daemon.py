@@ -6,7 +6,8 @@ import asyncio
 import os
 import resource
 import signal
-import socket
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 
 import uvloop
 
@@ -16,25 +17,25 @@ from kpmd.bpf.kernel import LinuxKernel
 from kpmd.bpf.loader import LoaderLimits
 from kpmd.config import Config, ConfigError, load_deny_list
 from kpmd.core.deny import DenyList
-from kpmd.listener import Listener, ListenError, make, passed_by_systemd
+from kpmd.listener import (
+    Listener,
+    ListenError,
+    from_systemd,
+    is_stored,
+    make,
+    passed_by_systemd,
+)
 from kpmd.log import Log
 from kpmd.log import configure as configure_logging
 from kpmd.runtime.executor import Lane
+from kpmd.runtime.fdstore import FdStore, capacity
 from kpmd.runtime.kernel import Kernel
+from kpmd.runtime.manager import is_being_stopped
+from kpmd.runtime.notify import Notifier
+from kpmd.runtime.restore import restore
 from kpmd.runtime.state import State
 
 log = Log("kpmd")
-
-
-def notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); does nothing where there is none."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(message.encode(), address)
 
 
 def raise_limits() -> None:
@@ -52,16 +53,54 @@ def raise_limits() -> None:
         log.debug("RLIMIT_MEMLOCK stays as it is")
 
 
+@dataclass(frozen=True)
+class Manager:
+    """The service manager that started us, as far as it takes part: systemd, or nobody."""
+
+    notifier: Notifier
+    store: FdStore
+    #: What was in the FD store when we were started.
+    stored: Sequence[tuple[str, int]] = ()
+
+    @classmethod
+    def from_environment(
+        cls, environ: MutableMapping[str, str], passed: Sequence[tuple[str, int]] = ()
+    ) -> Manager:
+        """What the environment says of it; takes the variables away. ``passed``: its FDs."""
+        notifier = Notifier.from_environment(environ)
+        stored = [(name, fd) for name, fd in passed if is_stored(name)]
+        return cls(notifier, FdStore(notifier, capacity(environ)), stored)
+
+
 async def serve(
-    config: Config, listener: Listener, kernel: Kernel, deny: DenyList | None = None
+    config: Config,
+    listener: Listener,
+    kernel: Kernel,
+    deny: DenyList | None = None,
+    manager: Manager | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then let what runs end, detach everything, and return."""
+    """Serve until SIGTERM or SIGINT; then let what runs end and return.
+
+    Before that everything is detached; but where the service manager is about to start us again,
+    and has an FD store, what outlives a client is left in it.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    state = State(kernel, deny=deny, max_targets=config.limits.targets_per_link)
+    manager = manager or Manager.from_environment({})
+    state = State(
+        kernel, deny=deny, max_targets=config.limits.targets_per_link, store=manager.store
+    )
     await state.executor.run(kernel.start)
+    if manager.store:
+        await restore(state, manager.store, manager.stored)
+    else:
+        log.warning(
+            "nothing survives a restart",
+            reason="no service manager with an FD store started this daemon; with kpmd.service, "
+            "systemd keeps persistent links and leases attached",
+        )
     api = make_api(state, max_body=config.limits.body_bytes, max_object=config.limits.object_bytes)
     runner = api.runner(config.limits.shutdown_seconds)
     await runner.setup()
@@ -70,18 +109,20 @@ async def serve(
     server = await loop.create_unix_server(api.protocol(runner.server, loop), sock=listener.sock)
     warming = asyncio.create_task(_warm_up(state))
     log.info("listening", socket=listener.where, version=__version__, kernel=kernel.release)
-    notify("READY=1")
+    manager.notifier.send("READY=1")
     try:
         await stop.wait()
     finally:
-        log.info("stopping")
-        notify("STOPPING=1")
+        keep = bool(manager.store) and not await state.executor.run(is_being_stopped)
+        log.info("stopping", keep=keep)
+        manager.notifier.send("STOPPING=1")
         state.stopping = True
+        state.journal.close()
         server.close()
         await runner.cleanup()
         warming.cancel()
         await asyncio.gather(warming, return_exceptions=True)
-        await state.close()
+        await state.close(keep=keep)
         log.info("stopped")
 
 
@@ -107,10 +148,10 @@ def run(config: Config) -> int:
     except ConfigError as error:
         log.error("cannot start", reason=str(error))
         return 1
+    passed = passed_by_systemd(os.environ, os.getpid())
+    manager = Manager.from_environment(os.environ, passed)
     try:
-        listener = passed_by_systemd(os.environ, os.getpid()) or make(
-            config.socket, config.group, config.mode
-        )
+        listener = from_systemd(passed) or make(config.socket, config.group, config.mode)
     except ListenError as error:
         log.error("cannot listen", reason=str(error))
         return 1
@@ -118,7 +159,7 @@ def run(config: Config) -> int:
         seconds=config.limits.load_seconds, memory_bytes=config.limits.load_memory_bytes
     )
     try:
-        uvloop.run(serve(config, listener, LinuxKernel(limits), deny))
+        uvloop.run(serve(config, listener, LinuxKernel(limits), deny, manager))
     finally:
         listener.close()
     return 0

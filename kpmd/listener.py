@@ -7,15 +7,19 @@ import errno
 import fcntl
 import grp
 import os
+import re
 import secrets
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 #: SD_LISTEN_FDS_START (sd_listen_fds(3)).
 _FIRST_PASSED = 3
+
+#: Names in the FD store are the ids of what is kept there.
+_STORED = re.compile(r"(cli|lse|prg|lnk)-")
 
 _BACKLOG = 1024
 
@@ -52,30 +56,50 @@ class Listener:
             self._lock = None
 
 
-def passed_by_systemd(environ: MutableMapping[str, str], pid: int) -> Listener | None:
-    """The socket of a systemd socket unit, if there is one (sd_listen_fds(3)).
+def passed_by_systemd(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, int]]:
+    """The file descriptors that systemd passed, each with its name (sd_listen_fds(3)).
 
-    Removes the variables, so that no child mistakes them for its own. Raises ListenError when it is
-    not one listening Unix stream socket.
+    Removes the variables, so that no child mistakes them for its own. The FDs are no more inherited
+    by children. They come in no order that could be relied on.
     """
     owner = environ.pop("LISTEN_PID", "")
     count = environ.pop("LISTEN_FDS", "0")
-    environ.pop("LISTEN_FDNAMES", None)
-    if owner != str(pid) or not count.isdecimal() or int(count) < 1:
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if owner != str(pid) or not count.isdecimal():
+        return []
+    names += [""] * (int(count) - len(names))
+    passed = [(names[place], _FIRST_PASSED + place) for place in range(int(count))]
+    for _, fd in passed:
+        with contextlib.suppress(OSError):  # what does not exist is told of where it is used
+            os.set_inheritable(fd, False)
+    return passed
+
+
+def is_stored(name: str) -> bool:
+    """Whether an FD of that name comes from the FD store, and not from the socket unit."""
+    return _STORED.match(name) is not None
+
+
+def from_systemd(passed: Sequence[tuple[str, int]]) -> Listener | None:
+    """The socket of a systemd socket unit, if there is one among what was passed.
+
+    Raises ListenError when it is not one listening Unix stream socket.
+    """
+    sockets = [fd for name, fd in passed if not is_stored(name)]
+    if not sockets:
         return None
-    if int(count) != 1:
+    if len(sockets) != 1:
         raise ListenError(
-            f"systemd passed {count} sockets; kpmd.socket must have one ListenStream="
+            f"systemd passed {len(sockets)} sockets; kpmd.socket must have one ListenStream="
         )
     try:
-        sock = socket.socket(fileno=_FIRST_PASSED)
+        sock = socket.socket(fileno=sockets[0])
     except OSError as error:
         raise ListenError(f"systemd passed no socket that can be used: {error.strerror}") from error
     listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not listens:
         sock.close()
         raise ListenError("systemd passed a socket that is no listening Unix stream socket")
-    sock.set_inheritable(False)
     sock.setblocking(False)
     return Listener(sock, None, None)
 

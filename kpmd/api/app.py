@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kpmd.api import clients, links, maps, openapi, symbols
+from kpmd.api import clients, events, leases, links, maps, openapi, symbols
 from kpmd.api.daemon import DaemonCalls
 from kpmd.api.programs import ProgramCalls
 from kpmd.api.route import Route
@@ -28,6 +28,8 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
         *links.ROUTES,
         *symbols.ROUTES,
         *clients.ROUTES,
+        *leases.ROUTES,
+        *events.ROUTES,
     ]
     daemon.openapi = openapi.to_json(table)
     return table

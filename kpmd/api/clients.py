@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kpmd.api.fields import rfc3339
 from kpmd.api.models import ClientAnswer, ClientsPage, PageQuery
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.model import Client
+from kpmd.core.times import rfc3339
 
 
 def client_answer(client: Client) -> ClientAnswer:
@@ -20,6 +20,7 @@ def client_answer(client: Client) -> ClientAnswer:
         since=rfc3339(client.since),
         links=len(client.links),
         programs=len(client.programs),
+        leases=len(client.leases),
     )
 
 
@@ -42,7 +43,8 @@ async def release_client(call: Call) -> Reply:
     """DELETE /clients/{id}"""
     registry = call.state.registry
     client = registry.client(call.caller, call.path["id"])
-    await call.state.close_now(registry.release_client(client))
+    links = list(client.links)
+    await call.state.closing.now(registry.release_client(client), links)
     return Reply(status=204)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kpmd import API_VERSION, __version__, builtin
-from kpmd.api.fields import rfc3339
 from kpmd.api.models import (
+    MAX_TTL,
     ApiAnswer,
     CapabilitiesAnswer,
     CapabilitiesQuery,
@@ -15,6 +15,7 @@ from kpmd.api.models import (
     VersionAnswer,
 )
 from kpmd.api.route import Call, Reply, Route
+from kpmd.core.times import rfc3339
 from kpmd.errors import Forbidden
 from kpmd.runtime.features import Feature
 
@@ -63,7 +64,9 @@ class DaemonCalls:
                 object_bytes=self._max_object,
                 targets_per_link=call.state.max_targets,
                 page=1000,
+                lease_seconds=MAX_TTL,
             ),
+            survives_restart=call.state.carrier.keeps,
         )
 
     async def healthz(self, call: Call) -> Reply:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import (
@@ -123,11 +122,6 @@ Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Cursor = Annotated[
     str | None, Field(description="Give it as `after` for the next page; null on the last.")
 ]
-
-
-def rfc3339(timestamp: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def address(value: int) -> str:

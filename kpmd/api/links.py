@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kpmd.api.fields import address, rfc3339
+from kpmd.api.fields import address
+from kpmd.api.lifetimes import lifetime, lifetime_answer
 from kpmd.api.models import (
     DryRunAnswer,
-    LifetimeAnswer,
     LinkAnswer,
     LinkBody,
     LinksPage,
@@ -21,18 +21,21 @@ from kpmd.api.models import (
 from kpmd.api.paging import cursor, position, span
 from kpmd.api.route import Call, Reply, Route
 from kpmd.bpf.objects import LinkDetails
-from kpmd.core.model import Lifetime, Link, Skipped, Targets
+from kpmd.core.model import Link, Skipped, Targets
 from kpmd.core.specs import LinkSpec, TargetSpec
+from kpmd.core.times import rfc3339
 from kpmd.errors import NotSupported
 from kpmd.runtime import links
 
 
 def link_answer(link: Link, details: LinkDetails | None) -> LinkAnswer:
     """A link as the API shows it; ``details`` are the kernel's present counts."""
+    ending = {} if link.detaching is None else {"reason": link.detaching}
     return LinkAnswer(
         id=link.id,
         kernel_id=link.kernel_id,
         program=link.program,
+        state="attached" if link.detaching is None else "detaching",
         kind=link.kind,
         mechanism=link.mechanism,
         count=(details.count if details else None) or link.count,
@@ -40,9 +43,10 @@ def link_answer(link: Link, details: LinkDetails | None) -> LinkAnswer:
         skipped=len(link.skipped),
         owner=OwnerAnswer(uid=link.uid, user=link.user),
         client=link.client,
-        lifetime=LifetimeAnswer(kind=link.lifetime.kind),
+        lifetime=lifetime_answer(link.lifetime),
         labels=link.labels,
         created_at=rfc3339(link.created_at),
+        **ending,
     )
 
 
@@ -80,7 +84,7 @@ def _spec(body: LinkBody) -> LinkSpec:
             on_ambiguous=body.on_ambiguous,
         ),
         labels=body.labels,
-        lifetime=Lifetime(body.lifetime.kind),
+        lifetime=lifetime(body.lifetime),
         mechanism=body.mechanism,
     )
 
@@ -90,7 +94,7 @@ async def attach(call: Call) -> Reply:
     spec = _spec(call.body)
     if call.body.dry_run:
         return await _dry_run(call, spec)
-    link, details = await links.attach(call.state, call.caller, call.client, spec)
+    link, details = await links.attach(call.state, call.caller, call.connection, spec)
     return Reply(
         link_answer(link, details),
         status=201,
@@ -142,6 +146,7 @@ async def list_links(call: Call) -> Reply:
             registry.sees(call.caller, link)
             and query.program in (None, link.program)
             and query.client in (None, link.client)
+            and query.lease in (None, link.lifetime.lease)
         )
 
     # The narrowest index there is; what it still holds too much is left out by ``wanted``.
@@ -149,6 +154,8 @@ async def list_links(call: Call) -> Reply:
         key: object = ("program", query.program)
     elif query.client is not None:
         key = ("client", query.client)
+    elif query.lease is not None:
+        key = ("lease", query.lease)
     else:
         key = registry.scope(call.caller)
     found, after = registry.links.page(key, position(query.after), query.limit, wanted)

@@ -19,6 +19,7 @@ from kpmd.api.fields import (
     NumberOrBytes,
     Time,
 )
+from kpmd.core.model import Reason
 
 AttachName = Literal["kprobe_multi", "kprobe_session"]
 KindName = Literal["kprobe", "kretprobe", "session"]
@@ -32,13 +33,42 @@ class ProcessLifetime(Model):
     kind: Literal["process"]
 
 
+class ConnectionLifetime(Model):
+    """Ends with this HTTP connection."""
+
+    kind: Literal["connection"]
+
+
+class LeaseLifetime(Model):
+    """Ends when the lease ends: see `POST /leases`."""
+
+    kind: Literal["lease"]
+    lease: str
+
+
 class PersistentLifetime(Model):
-    """Ends when it is deleted."""
+    """Ends when it is deleted; survives a restart of the daemon."""
 
     kind: Literal["persistent"]
 
 
-LifetimeBody = Annotated[ProcessLifetime | PersistentLifetime, Field(discriminator="kind")]
+LifetimeBody = Annotated[
+    ProcessLifetime | ConnectionLifetime | LeaseLifetime | PersistentLifetime,
+    Field(discriminator="kind"),
+]
+
+#: Seconds that a lease may live without being renewed: 30 days.
+MAX_TTL = 30 * 86400
+
+Ttl = Annotated[
+    int | float,
+    Field(
+        gt=0,
+        le=MAX_TTL,
+        description="Seconds that it lives from now on, unless it is renewed. They do not pass "
+        "while the machine is suspended.",
+    ),
+]
 
 Globals = Annotated[
     dict[str, NumberOrBytes],
@@ -143,6 +173,19 @@ class LinkBody(Model):
     labels: Labels = Field(default_factory=dict)
 
 
+class LeaseBody(Model):
+    """A lease to make."""
+
+    ttl: Ttl
+    labels: Labels = Field(default_factory=dict)
+
+
+class RenewBody(Model):
+    """How to renew a lease. Without `ttl` it gets the time it got before."""
+
+    ttl: Ttl | None = None
+
+
 # Queries
 
 
@@ -162,6 +205,20 @@ class LinksQuery(PageQuery):
 
     program: str | None = None
     client: str | None = None
+    lease: str | None = None
+
+
+class EventsQuery(Model):
+    """From where on."""
+
+    since: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="The `seq` of an event: what came after it is sent first. `gone` where "
+            "that is not kept any more. The header Last-Event-ID does the same.",
+        ),
+    ] = None
 
 
 class SymbolsQuery(PageQuery):
@@ -193,9 +250,10 @@ class OwnerAnswer(Answer):
 
 
 class LifetimeAnswer(Answer):
-    """When a thing ends by itself."""
+    """When a thing ends by itself. `lease` is there with that kind."""
 
-    kind: Literal["process", "persistent"]
+    kind: Literal["process", "connection", "lease", "persistent"]
+    lease: str = ""
 
 
 class ProgramAnswer(Answer):
@@ -239,7 +297,7 @@ class LoadedAnswer(Answer):
 
 
 class LinkAnswer(Answer):
-    """An attached link."""
+    """A link. While it is `detaching` the kernel still holds it; `reason` says why it ends."""
 
     id: str
     kernel_id: Annotated[
@@ -250,6 +308,8 @@ class LinkAnswer(Answer):
         ),
     ]
     program: str
+    state: Literal["attached", "detaching"]
+    reason: Annotated[Reason | None, Field(description="Only while it is detaching.")] = None
     kind: KindName
     mechanism: Literal["kprobe_multi", "perf_event"]
     count: Annotated[int, Field(description="Functions attached to, as the kernel tells it.")]
@@ -331,6 +391,40 @@ class ClientAnswer(Answer):
     since: Time
     links: int
     programs: int
+    leases: int
+
+
+class LeaseAnswer(Answer):
+    """A lease, and how much is bound to it."""
+
+    id: str
+    ttl: int | float
+    expires_at: Time
+    owner: OwnerAnswer
+    client: Annotated[str, Field(description="Which client made it; it may be gone.")]
+    links: int
+    programs: int
+    labels: dict[str, str]
+    created_at: Time
+
+
+class EventAnswer(Answer):
+    """Something that happened. A link that ends is `detaching` first."""
+
+    seq: Annotated[str, Field(description="To resume behind it: `?since=`.")]
+    time: Time
+    what: Literal["program", "link", "client", "lease"]
+    event: Literal["created", "detaching", "ended"]
+    id: str
+    uid: int
+    reason: Annotated[Reason, Field(description="Why it ends.")] = "deleted"
+    client: Annotated[str, Field(description="The client that made it.")] = ""
+    program: Annotated[str, Field(description="A link's program.")] = ""
+    kind: Annotated[KindName, Field(description="A link's kind.")] = "kprobe"
+    count: Annotated[int, Field(description="How many functions a link is attached to.")] = 0
+    name: Annotated[str, Field(description="A program's name.")] = ""
+    pid: Annotated[int, Field(description="A client's process.")] = 0
+    command: Annotated[str, Field(description="A client's command.")] = ""
 
 
 class ProgramsPage(Answer):
@@ -389,6 +483,13 @@ class ClientsPage(Answer):
     next: Cursor
 
 
+class LeasesPage(Answer):
+    """A page of leases."""
+
+    items: list[LeaseAnswer]
+    next: Cursor
+
+
 class KernelAnswer(Answer):
     """The running kernel."""
 
@@ -419,6 +520,7 @@ class LimitsAnswer(Answer):
     object_bytes: int
     targets_per_link: int
     page: int
+    lease_seconds: Annotated[int, Field(description="The longest `ttl` of a lease.")]
 
 
 class CapabilitiesAnswer(Answer):
@@ -429,6 +531,13 @@ class CapabilitiesAnswer(Answer):
     api: ApiAnswer
     builtins: list[str]
     limits: LimitsAnswer
+    survives_restart: Annotated[
+        bool,
+        Field(
+            description="Whether persistent things, leases, and what belongs to a living process "
+            "stay while the daemon is restarted: where systemd keeps its file descriptors."
+        ),
+    ]
 
 
 class HealthAnswer(Answer):

@@ -73,7 +73,7 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": not route.optional_body,
             "content": {"application/json": {"schema": _ref(route.body)}},
         }
     operation["responses"] = _responses(route)
@@ -104,10 +104,11 @@ def _responses(route: Route) -> dict[str, Any]:
     if route.status < 400:
         success: dict[str, Any] = {"description": route.summary}
         if route.answer is not None:
-            success["content"] = {"application/json": {"schema": _ref(route.answer)}}
+            types = route.streams or ("application/json",)
+            success["content"] = {each: {"schema": _ref(route.answer)} for each in types}
         elif route.status != 204:
             success["content"] = {"application/json": {"schema": {"type": "object"}}}
-        if route.status == 201 and route.path == "/links":
+        if route.status == 201 and route.path in ("/links", "/leases"):
             success["headers"] = {"Location": {"schema": {"type": "string"}}}
         responses[str(route.status)] = success
     for status, model in route.also.items():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from kpmd import builtin
-from kpmd.api.fields import rfc3339
+from kpmd.api.lifetimes import lifetime, lifetime_answer
 from kpmd.api.maps import map_answer
 from kpmd.api.models import (
     BuiltinBody,
     ForceQuery,
     InstructionsBody,
-    LifetimeAnswer,
     LoadedAnswer,
     OwnerAnswer,
     PageQuery,
@@ -19,8 +18,9 @@ from kpmd.api.models import (
 )
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
-from kpmd.core.model import Lifetime, Program
+from kpmd.core.model import Program
 from kpmd.core.specs import BuiltinSource, InstructionsSource, ObjectSource, ProgramSpec
+from kpmd.core.times import rfc3339
 from kpmd.errors import Invalid, TooLarge
 from kpmd.runtime import programs
 
@@ -36,7 +36,7 @@ def program_answer(program: Program, log: str | None = None) -> ProgramAnswer:
         attach=program.attach,
         owner=OwnerAnswer(uid=program.uid, user=program.user),
         client=program.client,
-        lifetime=LifetimeAnswer(kind=program.lifetime.kind),
+        lifetime=lifetime_answer(program.lifetime),
         maps=list(program.maps),
         links=len(program.links),
         labels=program.labels,
@@ -81,13 +81,15 @@ class ProgramCalls:
             source=made,
             attach=body.attach,
             labels=body.labels,
-            lifetime=Lifetime(body.lifetime.kind),
+            lifetime=lifetime(body.lifetime),
             want_log=body.verifier_log,
         )
 
     async def load(self, call: Call) -> Reply:
         """POST /programs"""
-        made, maps, logs = await programs.load(call.state, call.client, self._spec(call.body))
+        made, maps, logs = await programs.load(
+            call.state, call.caller, call.connection, self._spec(call.body)
+        )
         return Reply(
             LoadedAnswer(
                 programs=[

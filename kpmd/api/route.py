@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from kpmd.api.models import NoQuery
-from kpmd.core.model import Caller, Client
+from kpmd.core.model import Caller, Connection
 from kpmd.runtime.state import State
 
 
@@ -30,17 +30,30 @@ class Call:
 
     state: State
     caller: Caller
-    client: Client
+    connection: Connection
+    headers: Mapping[str, str]
     path: Mapping[str, str]
     query: Any
     body: Any
 
 
+class Stream(Protocol):
+    """An answer without an end of its own."""
+
+    content_type: str
+
+    def begin(self, abort: Callable[[], None]) -> AsyncIterator[bytes]:
+        """What to send, piece by piece; ``abort`` cuts the connection."""
+
+    def close(self) -> None:
+        """The connection is gone: end it. May be called at any time."""
+
+
 @dataclass(slots=True)
 class Reply:
-    """An answer: a model of the route's answer, ready bytes of one, or nothing (204)."""
+    """An answer: a model of the route's answer, ready bytes of one, a stream, or nothing (204)."""
 
-    content: BaseModel | bytes | None = None
+    content: BaseModel | bytes | Stream | None = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -50,7 +63,8 @@ class Route:
     """One call of the API.
 
     ``also``: other statuses of success, and their answers. ``errors``: the kinds of error that it
-    can give beside those that every call can.
+    can give beside those that every call can. ``optional_body``: without one, its defaults are
+    taken. ``streams``: the content types of an answer that is a stream of ``answer``.
     """
 
     method: str
@@ -62,6 +76,8 @@ class Route:
     access: Access = Access.USER
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
+    optional_body: bool = False
+    streams: tuple[str, ...] = ()
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     tag: str = "daemon"

@@ -17,8 +17,8 @@ from pydantic_core import from_json
 
 from kpmd.api import problem
 from kpmd.api.problem import SERVER
-from kpmd.api.route import Access, Call, Reply, Route
-from kpmd.core.model import Caller, Client
+from kpmd.api.route import Access, Call, Reply, Route, Stream
+from kpmd.core.model import Caller, Connection
 from kpmd.errors import Forbidden, Invalid, KpmdError, Malformed
 from kpmd.log import Log
 from kpmd.runtime.peer import read_peer
@@ -36,17 +36,18 @@ _MOST_MEMBERS = 4096
 _KEEPALIVE = 75.0
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """One connection, whose peer is read when it is made: nothing in a request can change it."""
 
-    __slots__ = ("api", "caller", "client", "state")
+    __slots__ = ("api", "caller", "connection", "state", "stream")
 
     def __init__(self, server: web.Server, api: Api, state: State, **options: Any) -> None:
         super().__init__(server, **options)
         self.api = api
         self.state = state
-        self.client: Client | None = None
+        self.connection: Connection | None = None
         self.caller: Caller | None = None
+        self.stream: Stream | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Read who connected; a connection whose peer cannot be told is closed unheard."""
@@ -62,17 +63,28 @@ class Connection(web.RequestHandler):
 
     def _identify(self, sock: socket.socket) -> None:
         peer = read_peer(sock)
-        self.client = self.state.clients.connect(peer)
+        self.connection = self.state.clients.connect(peer)
         self.caller = Caller(
             uid=peer.uid, gid=peer.gid, pid=peer.pid, admin=peer.uid in (0, os.geteuid())
         )
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give the client its connection back."""
+        """Let end what lives as long as the connection."""
         super().connection_lost(exc)
-        client, self.client = self.client, None
-        if client is not None:
-            self.state.clients.disconnect(client)
+        if self.stream is not None:
+            self.stream.close()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            self.state.clients.disconnect(connection)
+
+    def _process_keepalive(self) -> None:
+        """Close an idle connection; but not one that programs or links live as long as."""
+        connection = self.connection
+        if connection is None or not self.state.registry.bound(connection.id):
+            super()._process_keepalive()
+        elif self._keepalive:
+            later = self._loop.time() + _KEEPALIVE
+            self._keepalive_handle = self._loop.call_at(later, self._process_keepalive)
 
     def handle_error(
         self,
@@ -142,9 +154,9 @@ class Api:
         server = web.Server(self._handle, request_factory=request, handler_cancellation=False)
         return web.ServerRunner(server, shutdown_timeout=shutdown_timeout)
 
-    def protocol(self, server: web.Server, loop: Any) -> Callable[[], Connection]:
+    def protocol(self, server: web.Server, loop: Any) -> Callable[[], HttpConnection]:
         """The factory of connections, for ``loop.create_server``."""
-        return lambda: Connection(server, self, self._state, loop=loop, **self._options)
+        return lambda: HttpConnection(server, self, self._state, loop=loop, **self._options)
 
     def new_request_id(self) -> str:
         """An id for the log and the X-Request-Id header."""
@@ -155,7 +167,8 @@ class Api:
         registry = self._state.registry
         client = None
         try:
-            caller, client = _peer(request)
+            http, caller, connection = _peer(request)
+            client = connection.client
             registry.begin_request(client)
             if "Expect" in request.headers:
                 await _expect(request)
@@ -169,8 +182,12 @@ class Api:
             query = prepared.no_query
             if query is None or request.query_string:
                 query = _query(route, request)
-            body = None if route.body is None else await self._body(route.body, request)
-            reply = await route.handler(Call(self._state, caller, client, path, query, body))
+            body = None if route.body is None else await self._body(route, route.body, request)
+            reply = await route.handler(
+                Call(self._state, caller, connection, request.headers, path, query, body)
+            )
+            if reply.content is not None and not isinstance(reply.content, (bytes, BaseModel)):
+                return await _send_stream(http, request, reply.content, request_id)
         except Exception as raised:
             error = problem.from_exception(raised, request_id)
             self._log(request, request_id, error)
@@ -178,7 +195,7 @@ class Api:
         finally:
             if client is not None:
                 registry.end_request(client)
-        return _answer(reply, request_id)
+        return _answer(reply.content, reply, request_id)
 
     async def _resolve(self, request: web.BaseRequest) -> tuple[_Prepared, Mapping[str, str]]:
         """The route of a path with parameters. Raises HTTPNotFound, HTTPMethodNotAllowed."""
@@ -187,14 +204,18 @@ class Api:
             raise found.http_exception
         return self._by_route[found.route], found
 
-    async def _body(self, model: type[BaseModel], request: web.BaseRequest) -> BaseModel:
+    async def _body(
+        self, route: Route, model: type[BaseModel], request: web.BaseRequest
+    ) -> BaseModel:
         raw = await request.read()
+        if not raw and route.optional_body:
+            return model()
         if len(raw) < _LARGE_BODY:
             return parse(model, raw)
         return await self._state.executor.run(parse, model, raw)
 
     def _log(self, request: web.BaseRequest, request_id: str, error: KpmdError) -> None:
-        caller = request.protocol.caller if isinstance(request.protocol, Connection) else None
+        caller = request.protocol.caller if isinstance(request.protocol, HttpConnection) else None
         log.info(
             "request refused",
             request=request_id,
@@ -226,13 +247,13 @@ def _check_sizes(data: Any, loc: list[str | int]) -> None:
         _check_sizes(value, [*loc, name])
 
 
-def _peer(request: web.BaseRequest) -> tuple[Caller, Client]:
-    connection = request.protocol
-    if not isinstance(connection, Connection):
+def _peer(request: web.BaseRequest) -> tuple[HttpConnection, Caller, Connection]:
+    http = request.protocol
+    if not isinstance(http, HttpConnection):
         raise TypeError("kpmd serves its own connections only")
-    if connection.caller is None or connection.client is None:
+    if http.caller is None or http.connection is None:
         raise ConnectionResetError("the connection is closed")
-    return connection.caller, connection.client
+    return http, http.caller, http.connection
 
 
 async def _expect(request: web.BaseRequest) -> None:
@@ -272,8 +293,32 @@ _HEADERS = CIMultiDict({"Server": SERVER})
 _JSON_HEADERS = CIMultiDict({"Server": SERVER, "Content-Type": "application/json"})
 
 
-def _answer(reply: Reply, request_id: str) -> web.Response:
-    content = reply.content
+async def _send_stream(
+    http: HttpConnection, request: web.BaseRequest, stream: Stream, request_id: str
+) -> web.StreamResponse:
+    """Send a stream until it ends, or the connection does."""
+    response = web.StreamResponse(headers={"Server": SERVER, "X-Request-Id": request_id})
+    response.content_type = stream.content_type
+    http.stream = stream
+
+    def abort() -> None:
+        if http.transport is not None:
+            http.transport.abort()
+
+    try:
+        await response.prepare(request)
+        async for piece in stream.begin(abort):
+            await response.write(piece)
+        await response.write_eof()
+    except ConnectionError:
+        log.debug("stream cut", request=request_id)
+    finally:
+        http.stream = None
+        stream.close()
+    return response
+
+
+def _answer(content: BaseModel | bytes | None, reply: Reply, request_id: str) -> web.Response:
     headers = (_HEADERS if content is None else _JSON_HEADERS).copy()
     headers["X-Request-Id"] = request_id
     if reply.headers:

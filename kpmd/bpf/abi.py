@@ -54,6 +54,9 @@ class KprobeMultiFlag(IntFlag):
 #: with it.
 LINK_TO_PERF_EVENT = 41
 
+#: The type of links to perf events (enum bpf_link_type; kernel 5.15).
+LINK_TYPE_PERF_EVENT = 7
+
 #: In a link's info: what a perf event is of (enum bpf_perf_event_type; told since kernel 6.6).
 PERF_EVENT_KPROBES = frozenset({3, 4})
 

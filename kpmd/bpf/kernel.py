@@ -6,9 +6,10 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from kpmd.bpf import features, kallsyms, maps, objects, perf
-from kpmd.bpf.abi import AttachType
+from kpmd.bpf.abi import LINK_TYPE_PERF_EVENT, AttachType
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.loader import Loader, LoaderLimits, ObjectRequest
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
@@ -22,6 +23,10 @@ ATTACH_TYPES = {
 _ATTACH_NAMES = {number: name for name, number in ATTACH_TYPES.items()}
 #: A program for kprobe multi, loaded for perf events.
 _ATTACH_NAMES[AttachType.NONE] = "kprobe_multi"
+
+#: What /proc/self/fd says of file descriptors (kernel/bpf/syscall.c, kernel/events/core.c), without
+#: what kernels write it in differently.
+_KINDS = {"bpf-prog": "program", "bpf-map": "map", "bpf-link": "link", "perf-event": "event"}
 
 #: How programs get to their functions: all at once, or one by one.
 MECHANISMS = ("kprobe_multi", "perf_event")
@@ -218,6 +223,29 @@ class LinuxKernel:
     def link_details(self, link: OwnedFd | perf.PerfLinks) -> LinkDetails:
         """The kernel's present count and missed count of a link."""
         return link.details() if isinstance(link, perf.PerfLinks) else objects.link_info(link)
+
+    def what_is(self, fd: OwnedFd) -> str:
+        """What an FD is: "program", "map", "link", "event" (a perf event), or what it reads as."""
+        name = os.readlink(f"/proc/self/fd/{fd.fileno()}")
+        plain = name.removeprefix("anon_inode:").strip("[]").replace("_", "-")
+        return _KINDS.get(plain, name)
+
+    def program_details(self, program: OwnedFd) -> ProgramInfo:
+        """What the kernel tells of a program."""
+        return objects.program_info(program)
+
+    def map_details(self, map_: OwnedFd) -> MapDetails:
+        """What the kernel tells of a map."""
+        return objects.map_info(map_)
+
+    def link_mechanism(self, fd: OwnedFd) -> Literal["kprobe_multi", "perf_event"]:
+        """How a link's FD was made: the link itself, or one of those to single functions."""
+        one = self.what_is(fd) == "event" or objects.link_type(fd) == LINK_TYPE_PERF_EVENT
+        return "perf_event" if one else "kprobe_multi"
+
+    def adopt_perf_links(self, fds: Sequence[OwnedFd]) -> perf.PerfLinks:
+        """The FDs of ``create_perf_links`` as one link again. Takes them over."""
+        return perf.adopt(fds)
 
     def read_entries(
         self, map_: OwnedFd, details: MapDetails, after: bytes | None, limit: int

@@ -216,6 +216,14 @@ def link_info(fd: OwnedFd) -> LinkDetails:
     )
 
 
+def link_type(fd: OwnedFd) -> int:
+    """The type of the link behind ``fd`` (enum bpf_link_type)."""
+    info = LinkInfoKprobeMulti()
+    _info(fd, info)
+    number: int = info.type
+    return number
+
+
 def link_addresses(fd: OwnedFd, count: int) -> list[tuple[int, int]]:
     """The (address, cookie) pairs of a link in the kernel's order, which is by address.
 

@@ -247,6 +247,11 @@ class PerfLinks:
     def __len__(self) -> int:
         return len(self._fds)
 
+    @property
+    def handles(self) -> Sequence[OwnedFd]:
+        """The file descriptor of each target."""
+        return self._fds
+
     def details(self) -> LinkDetails:
         """All targets together. Raises Closed where it is closed already.
 
@@ -274,6 +279,13 @@ class PerfLinks:
         """
         with self._closing:
             _close_all(self._fds, _CLOSERS if self._links else 1)
+
+
+def adopt(fds: Sequence[OwnedFd]) -> PerfLinks:
+    """The FDs of a ``PerfLinks`` of another process as one here. Takes them over."""
+    links = has_perf_links()
+    program_kernel_id = _link_info(fds[0]).prog_id if links else 0
+    return PerfLinks(fds, program_kernel_id, links)
 
 
 def _link_info(fd: OwnedFd) -> LinkInfoPerfEvent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +13,20 @@ LinkKind = Literal["kprobe", "kretprobe", "session"]
 Mechanism = Literal["kprobe_multi", "perf_event"]
 
 
-def new_id(prefix: Literal["prg", "map", "lnk", "cli"]) -> str:
+#: Why a thing ended, in words that programs can switch on.
+Reason = Literal[
+    "deleted",
+    "program-deleted",
+    "client-gone",
+    "client-released",
+    "connection-closed",
+    "lease-expired",
+    "lease-ended",
+    "shutdown",
+]
+
+
+def new_id(prefix: Literal["prg", "map", "lnk", "cli", "con", "lse"]) -> str:
     """A fresh opaque id. 96 random bits: ids of others cannot be guessed."""
     return f"{prefix}-{secrets.token_hex(12)}"
 
@@ -29,9 +43,14 @@ class Caller:
 
 @dataclass(frozen=True)
 class Lifetime:
-    """When a thing ends by itself: ``process``, with its client; ``persistent``, never."""
+    """When a program or a link ends by itself.
 
-    kind: Literal["process", "persistent"]
+    ``process``: with its client; ``connection``: with the connection it was made on; ``lease``:
+    with the lease of that id; ``persistent``: never.
+    """
+
+    kind: Literal["process", "connection", "lease", "persistent"]
+    lease: str = ""
 
 
 @dataclass
@@ -51,13 +70,43 @@ class Client:
     requests: int = 0
     programs: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
+    leases: set[str] = field(default_factory=set)
     #: Why nothing can be bound to the process any more; empty while it lives.
     ended: str = ""
+    #: Tells its process from all others; None where nothing does.
+    process: Hashable = None
+
+
+@dataclass
+class Connection:
+    """One HTTP connection of a client."""
+
+    id: str
+    client: Client
+    closed: bool = False
+
+
+@dataclass
+class Lease:
+    """What programs and links can be bound to: it ends ``ttl`` seconds after its last renewal.
+
+    ``deadline`` is a time of CLOCK_MONOTONIC, which does not count while the machine is suspended:
+    who would renew it is suspended too.
+    """
+
+    id: str
+    uid: int
+    user: str | None
+    client: str
+    ttl: float
+    deadline: float
+    labels: dict[str, str]
+    created_at: float
 
 
 @dataclass
 class Program:
-    """A loaded program. ``group`` names what was loaded with it and shares its maps."""
+    """A loaded program."""
 
     id: str
     kernel_id: int
@@ -77,11 +126,14 @@ class Program:
     jited_bytes: int
     #: It cannot tell functions apart at their return: the builtin for kernels before 5.15.
     entry_only: bool = False
+    #: The id of what it ends with: its client, a connection, a lease; none where it is persistent.
+    anchor: str = ""
+    #: Links that are attached with it, or still being detached.
     links: set[str] = field(default_factory=set)
     #: Links being made with it right now; it does not end before they are settled.
     holds: int = 0
-    #: Its own lifetime is over; it stays only as long as links need it.
-    released: bool = False
+    #: Why its own lifetime is over, if it is; it stays only as long as links need it.
+    released: Reason | None = None
 
 
 @dataclass
@@ -133,7 +185,7 @@ class Skipped:
 
 @dataclass
 class Link:
-    """An attached link. ``count`` is the kernel's, or the request's where the kernel is silent."""
+    """A link. ``count`` is the kernel's, or the request's where the kernel is silent."""
 
     id: str
     kernel_id: int
@@ -149,3 +201,7 @@ class Link:
     labels: dict[str, str]
     created_at: float
     targets: Targets
+    #: The id of what it ends with, as a program's.
+    anchor: str = ""
+    #: Why it is being detached, if it is: it stays listed until the kernel has let go of it.
+    detaching: Reason | None = None

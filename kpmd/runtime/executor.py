@@ -8,11 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, TypeVar
 
-from kpmd.log import Log
-
 T = TypeVar("T")
-
-log = Log("kpmd.executor")
 
 
 class Lane(Enum):
@@ -21,19 +17,34 @@ class Lane(Enum):
     QUICK = "reads of what is there: microseconds to milliseconds"
     LOAD = "program loads: up to the loader's limit, 10 s by default"
     ATTACH = "links, and finding their targets: up to seconds for tens of thousands of functions"
-    CLOSE = "closing that a request waits for"
-    CLOSE_LATER = "closing that nobody waits for"
+    CLOSE = "closing; in which order is kpmd.runtime.closing's matter"
 
 
-#: More threads would only queue behind the kernel's locks. It takes links apart one after the other
-#: (50 to 135 ms each on 6.12), and a client can die with hundreds: one thread does for these.
 _THREADS = {
     Lane.QUICK: 4,
     Lane.LOAD: 8,
     Lane.ATTACH: 8,
-    Lane.CLOSE: 2,
-    Lane.CLOSE_LATER: 1,
+    Lane.CLOSE: 4,
 }
+
+
+class _Threads(ThreadPoolExecutor):
+    """A pool that has its first thread from the start: what is given to it is always done.
+
+    Where the machine has no thread left for a second one, work waits for the first.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self.submit(int)
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            # The work is in the queue already: an error now would make the caller forget it.
+            if not self._threads:
+                raise
 
 
 class Executor:
@@ -41,7 +52,7 @@ class Executor:
 
     def __init__(self) -> None:
         self._pools = {
-            lane: ThreadPoolExecutor(threads, thread_name_prefix=f"kpmd-{lane.name.lower()}")
+            lane: _Threads(threads, f"kpmd-{lane.name.lower()}")
             for lane, threads in _THREADS.items()
         }
         self._running = 0
@@ -75,12 +86,6 @@ class Executor:
             if not self._running:
                 self._idle.set()
 
-    def close_later(self, closing: Callable[[], object]) -> asyncio.Future[object]:
-        """Run ``closing`` behind all other closing; the future is done when it is."""
-        future = asyncio.wrap_future(self._pools[Lane.CLOSE_LATER].submit(closing))
-        future.add_done_callback(_tell_failure)
-        return future
-
     async def drain(self) -> None:
         """Wait for everything under way, undoing included, and end the threads."""
         while self._running:
@@ -88,11 +93,6 @@ class Executor:
             await self._idle.wait()
         for pool in self._pools.values():
             await asyncio.to_thread(pool.shutdown, True)
-
-
-def _tell_failure(future: asyncio.Future[object]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("closing failed", error)
 
 
 async def _end_of(future: asyncio.Future[Any]) -> None:

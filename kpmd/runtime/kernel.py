@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.features import Answer
 from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded
 from kpmd.bpf.maps import Entry
-from kpmd.bpf.objects import LinkDetails, MapDetails
+from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.core.model import Mechanism
 
 
 class Handle(Protocol):
@@ -80,6 +82,16 @@ class Kernel(Protocol):
     ) -> tuple[Handle, LinkDetails]: ...
 
     def link_details(self, link: Any) -> LinkDetails: ...
+
+    def what_is(self, fd: OwnedFd) -> str: ...
+
+    def program_details(self, program: OwnedFd) -> ProgramInfo: ...
+
+    def map_details(self, map_: OwnedFd) -> MapDetails: ...
+
+    def link_mechanism(self, fd: OwnedFd) -> Mechanism: ...
+
+    def adopt_perf_links(self, fds: Sequence[OwnedFd]) -> Handle: ...
 
     def read_entries(
         self, map_: Any, details: MapDetails, after: bytes | None, limit: int

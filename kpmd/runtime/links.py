@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.objects import LinkDetails
 from kpmd.bpf.perf import PerfAttachError
-from kpmd.core.model import Caller, Client, Link, Program, new_id
+from kpmd.core.model import Caller, Connection, Link, Program, new_id
 from kpmd.core.specs import LinkSpec, TargetSpec, check_kind
 from kpmd.core.targets import Resolved, resolve
 from kpmd.errors import (
@@ -48,15 +48,17 @@ class _Made:
 
 
 async def attach(
-    state: State, caller: Caller, client: Client, spec: LinkSpec
+    state: State, caller: Caller, connection: Connection, spec: LinkSpec
 ) -> tuple[Link, LinkDetails]:
     """Attach a program to all targets: to all of them, or to none.
 
     Returns the link and what the kernel tells of it. Raises Invalid, NotFound, WrongAttachType,
-    SymbolNotFound, AddressNotTraceable, NotSupported, Quota, KernelError, and Gone where the client
-    ended meanwhile: nothing stays attached then.
+    SymbolNotFound, AddressNotTraceable, NotSupported, Quota, KernelError, and Gone where what it
+    was to live as long as has ended: nothing stays attached then.
     """
     state.check_open()
+    client = connection.client
+    state.registry.anchor(caller, connection, spec.lifetime, state.clock())
     user = await state.owner_name(client)
     program = state.registry.hold_program(caller, spec.program)
     try:
@@ -81,14 +83,20 @@ async def attach(
         )
         try:
             state.check_open()
-            state.registry.add_link(client, program, link)
+            state.registry.add_link(caller, connection, program, link, state.clock())
         except BaseException:
             await state.executor.run(made.handle.close, lane=Lane.CLOSE)
             raise
     except BaseException:
-        state.close_later(state.registry.let_go(program))
+        state.closing.later(state.registry.let_go(program))
         raise
-    state.keep(link.id, made.handle)
+    state.keep(link, made.handle)
+    try:
+        await state.clients.carry(client)
+        await state.carrier.carry(link, [made.handle])
+    except BaseException:
+        state.closing.later(state.registry.withdraw(link))
+        raise
     log.info(
         "link created",
         id=link.id,
@@ -292,8 +300,8 @@ def explain(error: OSError, spec: TargetSpec, resolved: Resolved) -> KpmdError:
 
 
 async def details(state: State, links: list[Link]) -> dict[str, LinkDetails]:
-    """The kernel's present counts of some links; one that is just being closed has none."""
-    wanted = [(link.id, state.handle(link.id)) for link in links]
+    """The kernel's present counts of some links; one that is being detached has none."""
+    wanted = [(link.id, state.handle(link.id)) for link in links if link.detaching is None]
 
     def ask() -> dict[str, LinkDetails]:
         found = {}
@@ -308,5 +316,8 @@ async def details(state: State, links: list[Link]) -> dict[str, LinkDetails]:
 
 
 async def detach(state: State, caller: Caller, id_: str) -> None:
-    """Detach a link; returns when the kernel has unregistered every target. Raises NotFound."""
-    await state.close_now(state.registry.delete_link(caller, id_))
+    """Detach a link; returns when the kernel has unregistered every target. Raises NotFound.
+
+    One that is being detached already is waited for.
+    """
+    await state.closing.now(state.registry.delete_link(caller, id_), [id_])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import socket
 import struct
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 #: asm-generic/socket.h; kernel 6.5. Python 3.11 has no name for it.
@@ -29,6 +31,33 @@ class Peer:
     pidfd: int | None
     command: str
     why: str = ""
+
+    @property
+    def process(self) -> Hashable:
+        """Tells the process from all others that live; None where that cannot be done."""
+        return None if self.pidfd is None else process_of(self.pidfd, self.pid)
+
+
+def process_of(pidfd: int, pid: int) -> Hashable:
+    """What tells the process behind a pidfd from all others that live; None where nothing does.
+
+    From kernel 6.9 on each process has an inode of its own on pidfs, also where it is in a PID
+    namespace that we cannot see into. Before, its number has to do, which is 0 for those.
+    """
+    status = os.fstat(pidfd)
+    if status.st_dev != _anonymous_device():
+        return status.st_dev, status.st_ino
+    return pid or None
+
+
+@functools.cache
+def _anonymous_device() -> int:
+    """The device of anonymous inodes, which is where pidfds were before pidfs."""
+    fd = os.eventfd(0)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
 
 
 def has_exited(pidfd: int) -> bool:

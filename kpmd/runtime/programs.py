@@ -9,7 +9,7 @@ from kpmd import builtin
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.kernel import Loaded
 from kpmd.bpf.maps import Entry
-from kpmd.core.model import Caller, Client, Map, Mechanism, Program, new_id
+from kpmd.core.model import Caller, Client, Connection, Map, Mechanism, Program, new_id
 from kpmd.core.specs import BuiltinSource, InstructionsSource, ProgramSpec
 from kpmd.errors import Invalid, NotFound
 from kpmd.log import Log
@@ -21,27 +21,29 @@ log = Log("kpmd.programs")
 
 
 async def load(
-    state: State, client: Client, spec: ProgramSpec
+    state: State, caller: Caller, connection: Connection, spec: ProgramSpec
 ) -> tuple[list[Program], list[Map], list[str | None]]:
-    """Load a program or the programs of an object for ``client``.
+    """Load a program or the programs of an object.
 
     Returns programs, their maps, and the verifier's log of each program where it was asked for.
-    Raises the errors of the loader and of the verifier, and Gone where the client ended meanwhile:
-    nothing stays loaded then.
+    Raises the errors of the loader and of the verifier, and Gone where what it was to live as long
+    as has ended: nothing stays loaded then.
     """
     state.check_open()
+    client = connection.client
+    state.registry.anchor(caller, connection, spec.lifetime, state.clock())
     user = await state.owner_name(client)
     way = await _way(state, spec)
     loaded = await state.executor.run(_load, state, spec, way, lane=Lane.LOAD, undo=Loaded.close)
     try:
         state.check_open()
         programs, maps = _records(state, client, user, spec, way, loaded)
-        state.registry.add_loaded(client, programs, maps)
+        state.registry.add_loaded(caller, connection, programs, maps, state.clock())
     except BaseException:
         await state.executor.run(loaded.close, lane=Lane.CLOSE)
         raise
     for program, made in zip(programs, loaded.programs, strict=True):
-        state.keep(program.id, made.fd)
+        state.keep(program, made.fd)
         log.info(
             "program loaded",
             id=program.id,
@@ -52,8 +54,23 @@ async def load(
             pid=client.pid,
         )
     for each, mapped in zip(maps, loaded.maps, strict=True):
-        state.keep(each.id, mapped.fd)
+        state.keep(each, mapped.fd)
         state.map_details[each.id] = mapped.details
+    try:
+        await state.clients.carry(client)
+        for program, made in zip(programs, loaded.programs, strict=True):
+            used = [
+                pair for pair in zip(maps, loaded.maps, strict=True) if pair[0].id in program.maps
+            ]
+            await state.carrier.carry(
+                program,
+                [made.fd, *(mapped.fd for _, mapped in used)],
+                [each for each, _ in used],
+            )
+    except BaseException:
+        for program in programs:
+            state.closing.later(state.registry.withdraw(program))
+        raise
     return programs, maps, [made.log for made in loaded.programs]
 
 
@@ -162,7 +179,8 @@ def _records(
 
 async def delete(state: State, caller: Caller, id_: str, *, force: bool) -> None:
     """Unload a program; with ``force`` detach its links first. Raises NotFound, Conflict."""
-    await state.close_now(state.registry.delete_program(caller, id_, force))
+    links = list(state.registry.program(caller, id_).links)
+    await state.closing.now(state.registry.delete_program(caller, id_, force), links)
 
 
 async def entries(

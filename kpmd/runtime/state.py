@@ -5,21 +5,25 @@ from __future__ import annotations
 import pwd
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from kpmd.bpf.objects import MapDetails
+from kpmd.core.changes import Event
 from kpmd.core.deny import DenyList
-from kpmd.core.model import Client
-from kpmd.core.registry import Ending, Registry
+from kpmd.core.model import Client, Link, Map, Program
+from kpmd.core.registry import Registry
 from kpmd.core.specs import MAX_TARGETS
 from kpmd.errors import ShuttingDown
-from kpmd.log import Log
+from kpmd.runtime.carrier import Carrier
 from kpmd.runtime.clients import Clients
-from kpmd.runtime.executor import Executor, Lane
+from kpmd.runtime.closing import Closing
+from kpmd.runtime.executor import Executor
+from kpmd.runtime.fdstore import Bundle, FdStore
 from kpmd.runtime.features import Features
+from kpmd.runtime.journal import Journal
 from kpmd.runtime.kernel import Handle, Kernel
+from kpmd.runtime.lease_timer import LeaseTimer
 from kpmd.runtime.symbols import Symbols
-
-log = Log("kpmd.state")
 
 
 def user_name(uid: int) -> str | None:
@@ -30,8 +34,21 @@ def user_name(uid: int) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A handle, and its copy in the FD store: nothing may keep it alive once it is closed."""
+
+    handle: Handle
+    bundle: Bundle | None
+
+    def close(self) -> None:
+        if self.bundle is not None:
+            self.bundle.drop()
+        self.handle.close()
+
+
 class State:
-    """Registry and handles, and the only code that lets a handle go."""
+    """Registry and handles, and what lets a handle go."""
 
     def __init__(
         self,
@@ -39,14 +56,24 @@ class State:
         *,
         deny: DenyList | None = None,
         max_targets: int = MAX_TARGETS,
+        store: FdStore | None = None,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``now`` gives the time of day; ``clock`` that of leases, CLOCK_MONOTONIC."""
         self.kernel = kernel
         self.max_targets = max_targets
         self.now = now
+        self.clock = clock
         self.executor = Executor()
         self.registry = Registry()
-        self.clients = Clients(self.registry, self.close_later)
+        self.journal = Journal(now)
+        self.registry.on_event = self._happened
+        self.closing = Closing(self.executor, self.registry, self._take)
+        self.carrier = Carrier(store, self.executor)
+        self.registry.on_change = self.carrier.update_later
+        self.clients = Clients(self.registry, self.closing.later, self.carrier)
+        self.lease_timer = LeaseTimer(self.registry, clock, self.closing.later)
         self.features = Features(kernel, self.executor)
         self.symbols = Symbols(kernel, deny or DenyList())
         #: What the kernel told of each map when it was made.
@@ -60,48 +87,31 @@ class State:
         if self.stopping:
             raise ShuttingDown("kpmd is stopping; try again when it has been started anew")
 
-    def keep(self, id_: str, handle: Handle) -> None:
-        """Hold a handle under its record's id."""
-        self._handles[id_] = handle
+    def keep(self, record: Program | Map | Link, handle: Handle) -> None:
+        """Hold the handle of a record that has just been listed."""
+        self._handles[record.id] = handle
+        if not isinstance(record, Map):
+            self.carrier.begin(record)
+
+    def adopt(self, record: Program | Map | Link, handle: Handle, bundle: Bundle | None) -> None:
+        """Hold the handle of a record that an earlier daemon made."""
+        self._handles[record.id] = handle
+        if bundle is not None:
+            self.carrier.adopt(record.id, bundle)
 
     def handle(self, id_: str) -> Handle:
         """The handle of a record that is on the registry's shelves."""
         return self._handles[id_]
 
-    def _take(self, ending: Ending) -> Callable[[], None] | None:
-        """The closing of what has ended, for the pool; None when there is nothing to close."""
-        closing = [
-            (what, record, self._handles.pop(record.id))
-            for what, records in (
-                ("link", ending.links),
-                ("program", ending.programs),
-                ("map", ending.maps),
-            )
-            for record in records
-        ]
-        for each in ending.maps:
-            del self.map_details[each.id]
+    def _take(self, id_: str) -> Handle:
+        """The handle of a record that has ended, to be closed."""
+        self.map_details.pop(id_, None)
+        return _Stored(self._handles.pop(id_), self.carrier.take(id_))
 
-        def close() -> None:
-            for what, record, handle in closing:
-                try:
-                    handle.close()
-                except OSError as error:
-                    # The kernel has let go of it all the same: close(2) frees the FD first.
-                    log.error("closing failed", error, what=what, id=record.id)
-                log.info("ended", what=what, id=record.id, uid=record.uid, reason=ending.reason)
-
-        return close if closing else None
-
-    async def close_now(self, ending: Ending) -> None:
-        """Close what has ended; returns when the kernel has let go of it."""
-        if close := self._take(ending):
-            await self.executor.run(close, lane=Lane.CLOSE)
-
-    def close_later(self, ending: Ending) -> None:
-        """Close what has ended, behind other closing, with nobody waiting for it."""
-        if close := self._take(ending):
-            self.executor.close_later(close)
+    def _happened(self, event: Event) -> None:
+        if event.what == "lease" and event.event == "ended":
+            self.carrier.drop_later(event.record.id)
+        self.journal.add(event)
 
     async def owner_name(self, client: Client) -> str | None:
         """The name of the client's user; looked up once for each."""
@@ -109,10 +119,21 @@ class State:
             self._user_names[client.uid] = await self.executor.run(user_name, client.uid)
         return self._user_names[client.uid]
 
-    async def close(self) -> None:
-        """Detach and close everything, then end the pools and the kernel's helpers."""
+    async def close(self, *, keep: bool = False) -> None:
+        """End the pools and the kernel's helpers, and before that detach and close everything.
+
+        ``keep``: what is in the FD store stays as it is, for the next daemon.
+        """
         self.stopping = True
-        await self.close_now(self.registry.end_all())
+        self.lease_timer.close()
+        self.journal.close()
+        if keep:
+            self.closing.stop()
+        else:
+            ending = self.registry.end_all()
+            await self.closing.now(ending, [link.id for link in self.registry.links])
+        await self.closing.drain()
+        await self.carrier.drain()
         self.clients.close()
         await self.executor.drain()
         self.kernel.close()

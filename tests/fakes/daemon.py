@@ -6,6 +6,7 @@ and blocks until that closes the connection.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import uvloop
 
 from kpmd.config import Config
-from kpmd.daemon import serve
+from kpmd.daemon import Manager, serve
 from kpmd.listener import make
 from kpmd.log import configure
 from tests.fakes.kernel import FakeKernel
@@ -23,6 +24,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     configure("info")
     path = Path(sys.argv[1])
+    manager = Manager.from_environment(os.environ)
     listener = make(path, None, 0o660)
     kernel = FakeKernel(
         entries={
@@ -39,7 +41,7 @@ def main() -> None:
 
         kernel.hooks[sys.argv[2]] = wait
     try:
-        uvloop.run(serve(Config(socket=path), listener, kernel))
+        uvloop.run(serve(Config(socket=path), listener, kernel, manager=manager))
     finally:
         listener.close()
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kpmd.bpf.fd import OwnedFd
@@ -16,6 +16,7 @@ from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded, LoadedMap, LoadedProgram
 from kpmd.bpf.maps import Entry
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.core.model import Mechanism
 from kpmd.errors import BadObject, VerifierRejected
 
 TEXT = 0xFFFFFFFF81000000
@@ -104,8 +105,8 @@ class _LinkFd(OwnedFd):
 
     __slots__ = ("_kernel",)
 
-    def __init__(self, kernel: FakeKernel) -> None:
-        super().__init__(os.eventfd(0), "link")
+    def __init__(self, kernel: FakeKernel, number: int) -> None:
+        super().__init__(os.eventfd(number), "link")
         self._kernel = kernel
 
     def close(self) -> None:
@@ -161,6 +162,8 @@ class FakeKernel:
     most_targets: int = 1 << 20
     #: How many more links there can be before ``create_link`` fails with the errno beside it.
     budget: tuple[int, int] | None = None
+    #: Everything there ever was, by its number, which is its kernel id.
+    objects: dict[int, ProgramInfo | MapDetails | LinkDetails] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(100)
@@ -187,16 +190,12 @@ class FakeKernel:
 
     def _program(self, name: str, attach: str, map_ids: tuple[int, ...] = ()) -> LoadedProgram:
         number = next(self._ids)
-        fd = OwnedFd(os.eventfd(0), f"program {name}")
+        fd = OwnedFd(os.eventfd(number), f"program {name}")
+        info = ProgramInfo(number, name[:15], f"{number:016x}", 2, 20, map_ids)
         with self._lock:
             self.programs.append(fd)
-        return LoadedProgram(
-            name,
-            attach,
-            fd,
-            ProgramInfo(number, name[:15], f"{number:016x}", 2, 20, map_ids),
-            None,
-        )
+            self.objects[number] = info
+        return LoadedProgram(name, attach, fd, info, None)
 
     def load_instructions(
         self,
@@ -234,9 +233,10 @@ class FakeKernel:
             number, "counts", type_name, type_number, 8, 8, max_entries.get("counts", 16384)
         )
         names = programs or ("count", "other")
-        counts = OwnedFd(os.eventfd(0), "map counts")
+        counts = OwnedFd(os.eventfd(number), "map counts")
         with self._lock:
             self.maps.append(counts)
+            self.objects[number] = details
         return Loaded(
             [self._program(name, attach or "kprobe_multi", (number,)) for name in names],
             [LoadedMap("counts", counts, details)],
@@ -271,15 +271,51 @@ class FakeKernel:
                 self.budget = (left - 1, number)
         if any(each not in known and each < ADDED for each in addresses):
             raise OSError(errno.EINVAL, "bad address")
+        number = next(self._ids)
         with program.borrow():
-            fd = _LinkFd(self)
-        details = LinkDetails(next(self._ids), 1, len(addresses) or len(symbols), 0)
+            fd = _LinkFd(self, number)
+        details = LinkDetails(number, self.number_of(program), len(addresses) or len(symbols), 0)
         made = FakeLink(
             fd, program, details, list(addresses), list(symbols), list(cookies), retprobe
         )
         with self._lock:
             self.links.append(made)
+            self.objects[number] = details
         return fd, details
+
+    @staticmethod
+    def number_of(fd: OwnedFd) -> int:
+        """Which object an FD is of, wherever it has been: eventfds keep a number."""
+        with open(f"/proc/self/fdinfo/{fd.fileno()}", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("eventfd-count:"):
+                    return int(line.split()[1], 16)
+        return 0
+
+    def tell(self, link: FakeLink, *, count: int | None, missed: int | None) -> None:
+        """Tell these of a link from now on."""
+        link.details = replace(link.details, count=count, missed=missed)
+        self.objects[link.details.kernel_id] = link.details
+
+    def what_is(self, fd: OwnedFd) -> str:
+        kinds = {ProgramInfo: "program", MapDetails: "map", LinkDetails: "link"}
+        return kinds.get(type(self.objects.get(self.number_of(fd))), "something else")
+
+    def program_details(self, program: OwnedFd) -> ProgramInfo:
+        found = self.objects[self.number_of(program)]
+        assert isinstance(found, ProgramInfo)
+        return found
+
+    def map_details(self, map_: OwnedFd) -> MapDetails:
+        found = self.objects[self.number_of(map_)]
+        assert isinstance(found, MapDetails)
+        return found
+
+    def link_mechanism(self, fd: OwnedFd) -> Mechanism:
+        return "kprobe_multi"
+
+    def adopt_perf_links(self, fds: Sequence[OwnedFd]) -> OwnedFd:
+        raise NotImplementedError("the fake's links are all of one FD")
 
     @property
     def attached(self) -> list[FakeLink]:
@@ -298,8 +334,9 @@ class FakeKernel:
 
     def link_details(self, link: Any) -> LinkDetails:
         self.enter("link_details")
-        link.fileno()  # raises Closed where it is
-        return next(each.details for each in self.links if each.fd is link)
+        found = self.objects[self.number_of(link)]  # raises Closed where it is
+        assert isinstance(found, LinkDetails)
+        return found
 
     def read_entries(
         self, map_: Any, details: MapDetails, after: bytes | None, limit: int

@@ -33,6 +33,7 @@ async def test_capabilities(client: Client, kernel: FakeKernel) -> None:
         "object_bytes": 16 << 20,
         "targets_per_link": 1 << 20,
         "page": 1000,
+        "lease_seconds": 30 * 86400,
     }
 
 

@@ -323,14 +323,18 @@ async def test_deleting_a_link_answers_only_once_it_is_detached(
     gate = kernel.hooks["close_link"] = Gate()
     asked = asyncio.create_task(client.request("DELETE", f"/links/{made}"))
     await asyncio.to_thread(gate.entered.wait, 10)
-    # The loop goes on meanwhile, and the link is listed no more.
-    await client.refused("GET", f"/links/{made}", status=404, kind="not-found")
-    await client.refused("DELETE", f"/links/{made}", status=404, kind="not-found")
+    # The loop goes on meanwhile, and says what it is at.
+    found = await client.get(f"/links/{made}")
+    assert (found["state"], found["reason"]) == ("detaching", "deleted")
+    again = asyncio.create_task(client.request("DELETE", f"/links/{made}"))
+    await client.get("/healthz")
     assert not asked.done()
+    assert not again.done()
     assert len(kernel.attached) == 1
     gate.open()
-    assert (await asked).status == 204
+    assert (await asked).status == (await again).status == 204
     assert not kernel.attached
+    await client.refused("GET", f"/links/{made}", status=404, kind="not-found")
 
 
 async def test_forced_deletion_and_release_answer_only_once_all_is_detached(

@@ -68,11 +68,10 @@ async def test_a_session_link(client: Client, kernel: FakeKernel) -> None:
 async def test_the_kernels_counts_are_shown(client: Client, kernel: FakeKernel) -> None:
     made = await a_link(client)
     attached = kernel.attached[0]
-    details = attached.details
-    attached.details = type(details)(details.kernel_id, details.program_kernel_id, 5, 2**60)
+    kernel.tell(attached, count=5, missed=2**60)
     found = await client.get(f"/links/{made}")
     assert (found["count"], found["missed"]) == (5, 2**60)
-    attached.details = type(details)(details.kernel_id, details.program_kernel_id, None, None)
+    kernel.tell(attached, count=None, missed=None)
     found = await client.get(f"/links/{made}")
     assert (found["count"], found["missed"]) == (1, None)
 

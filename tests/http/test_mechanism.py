@@ -199,13 +199,11 @@ async def test_a_link_in_several_pieces_is_one_link(
 async def test_counts_are_those_of_all_pieces_now(client: Client, small: FakeKernel) -> None:
     made = await a_link(client, patterns=["many_*"])
     for number, each in enumerate(small.attached):
-        details = each.details
-        each.details = type(details)(details.kernel_id, 1, details.count, 10 + number)
+        small.tell(each, count=each.details.count, missed=10 + number)
     found = await client.get(f"/links/{made}")
     assert (found["count"], found["missed"]) == (200, sum(range(10, 18)))
     # One that the kernel is silent about makes the sum unknown; the count is then the request's.
-    last = small.attached[-1]
-    last.details = type(last.details)(last.details.kernel_id, 1, None, None)
+    small.tell(small.attached[-1], count=None, missed=None)
     found = await client.get(f"/links/{made}")
     assert (found["count"], found["missed"]) == (200, None)
 

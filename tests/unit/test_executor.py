@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from functools import partial
 
 import pytest
 
-from kpmd.runtime.executor import Executor
+from kpmd.runtime.executor import Executor, Lane
 
 pytestmark = pytest.mark.every_loop
 
@@ -160,36 +159,22 @@ async def test_a_cancelled_request_is_undone_even_while_the_pool_is_drained() ->
     assert work.undone == ["made"]
 
 
-async def test_closing_later_is_in_order_and_apart(executor: Executor) -> None:
-    first = Work()
-    order: list[int] = []
-    executor.close_later(first)
-    futures = [executor.close_later(partial(order.append, each)) for each in range(5)]
-    await first.running()
-    assert await executor.run(lambda: "not behind it") == "not behind it"
-    assert order == []
-    first.go_on.set()
-    await asyncio.gather(*futures)
-    assert order == [0, 1, 2, 3, 4]
+def test_work_waits_for_the_first_thread_where_there_can_be_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Out of processes (EAGAIN): nothing that was given to a pool is forgotten."""
 
+    async def run() -> None:
+        executor = Executor()
+        with monkeypatch.context() as patched:
 
-async def test_a_failed_close_does_not_stop_the_others(executor: Executor) -> None:
-    order: list[int] = []
+            def no_more(thread: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
 
-    def fail() -> None:
-        raise OSError("no")
+            patched.setattr(threading.Thread, "start", no_more)
+            assert await asyncio.gather(
+                *(executor.run(lambda each=each: each, lane=Lane.CLOSE) for each in range(20))
+            ) == list(range(20))
+        await executor.drain()
 
-    failed = executor.close_later(fail)
-    await executor.close_later(lambda: order.append(1))
-    assert order == [1]
-    with pytest.raises(OSError, match="no"):
-        await failed
-
-
-async def test_draining_waits_for_all_that_is_to_be_closed() -> None:
-    executor = Executor()
-    done: list[int] = []
-    for each in range(20):
-        executor.close_later(partial(done.append, each))
-    await executor.drain()
-    assert done == list(range(20))
+    asyncio.run(run())

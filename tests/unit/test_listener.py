@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from kpmd import listener
-from kpmd.listener import ListenError, make, passed_by_systemd
+from kpmd.listener import ListenError, from_systemd, is_stored, make, passed_by_systemd
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_a_socket_of_systemd(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     sock.listen()
     monkeypatch.setattr(listener, "_FIRST_PASSED", sock.detach())
     given = environ()
-    made = passed_by_systemd(given, os.getpid())
+    made = from_systemd(passed_by_systemd(given, os.getpid()))
     assert made is not None
     assert given == {"OTHER": "x"}
     assert connects(path)
@@ -318,13 +318,29 @@ def test_a_socket_of_systemd(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [{}, environ("0"), environ("x"), environ("-1"), environ(pid="1"), environ(pid="")],
 )
 def test_no_socket_of_systemd(given: dict[str, str]) -> None:
-    assert passed_by_systemd(given, os.getpid()) is None
+    passed = passed_by_systemd(given, os.getpid())
+    assert passed == []
+    assert from_systemd(passed) is None
     assert not any(name.startswith("LISTEN_") for name in given)
 
 
 def test_two_sockets_of_systemd() -> None:
     with pytest.raises(ListenError, match="2 sockets"):
-        passed_by_systemd(environ("2"), os.getpid())
+        from_systemd([("kpmd.socket", 3), ("other.socket", 4)])
+
+
+def test_what_systemd_stored_is_told_from_sockets_by_name() -> None:
+    """Their order is not that of the store (systemd 252)."""
+    given = {
+        "LISTEN_PID": "7",
+        "LISTEN_FDS": "3",
+        "LISTEN_FDNAMES": "lnk-1:kpmd.socket:prg-2",
+    }
+    passed = passed_by_systemd(given, 7)
+    assert passed == [("lnk-1", 3), ("kpmd.socket", 4), ("prg-2", 5)]
+    assert [is_stored(name) for name, _ in passed] == [True, False, True]
+    assert passed_by_systemd({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7) == [("", 3)]
+    assert from_systemd([("lnk-1", 3)]) is None
 
 
 def _pipe() -> int:
@@ -348,7 +364,7 @@ def test_something_else_of_systemd(make_fd: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(listener, "_FIRST_PASSED", fd)
     try:
         with pytest.raises(ListenError):
-            passed_by_systemd(environ(), os.getpid())
+            from_systemd(passed_by_systemd(environ(), os.getpid()))
     finally:
         with contextlib.suppress(OSError):
             os.close(fd)

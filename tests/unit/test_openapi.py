@@ -19,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 #: The calls of the contract that this version has.
 CALLS = {
+    "GET /events",
+    "POST /leases",
+    "GET /leases",
+    "GET /leases/{id}",
+    "PUT /leases/{id}",
+    "DELETE /leases/{id}",
     "GET /capabilities",
     "GET /healthz",
     "GET /version",

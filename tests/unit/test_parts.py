@@ -198,7 +198,7 @@ def test_present_details_are_those_of_all_parts() -> None:
     try:
         assert len(kernel.attached) == 3
         for each in kernel.attached:
-            each.details = LinkDetails(each.details.kernel_id, 1, each.details.count, 10)
+            kernel.tell(each, count=each.details.count, missed=10)
         found = parts.details_of(kernel, handle)
         assert (found.kernel_id, found.count, found.missed) == (
             kernel.attached[0].details.kernel_id,

@@ -1,74 +1,27 @@
-"""The registry against a model of its rules that is too simple to be wrong."""
+"""What the registry lets live, and what it ends."""
 
 from __future__ import annotations
 
-import itertools
-from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kpmd.core.model import Caller, Client, Lifetime, Link, Map, Program, Targets
-from kpmd.core.registry import Ending, Registry
+from kpmd.core.changes import Ending, Event
+from kpmd.core.leases import REMEMBERED, Leases
+from kpmd.core.model import Caller, Client, Connection, Lease, Lifetime, Link, Program
+from kpmd.core.registry import Registry
 from kpmd.errors import Conflict, Gone, NotFound
-
-ROOT = Caller(0, 0, 1, admin=True)
-Kind = Literal["process", "persistent"]
-
-_numbers = itertools.count()
-
-
-def an_id(prefix: str) -> str:
-    """Ids in order: what is drawn from a sorted list of them must not be left to chance."""
-    return f"{prefix}-{next(_numbers):010}"
-
-
-def a_program(client: Client, kind: Kind = "process", maps: tuple[str, ...] = ()) -> Program:
-    return Program(
-        id=an_id("prg"),
-        kernel_id=1,
-        name="p",
-        tag="",
-        attach="kprobe_multi",
-        mechanism="kprobe_multi",
-        uid=client.uid,
-        user=None,
-        client=client.id,
-        lifetime=Lifetime(kind),
-        maps=maps,
-        labels={},
-        created_at=0,
-        verified_instructions=0,
-        jited_bytes=0,
-    )
-
-
-def a_map(uid: int) -> Map:
-    return Map(an_id("map"), 1, "m", "hash", 8, 8, 1, uid, False)
-
-
-def a_link(client: Client, program: Program, kind: Kind = "process") -> Link:
-    return Link(
-        id=an_id("lnk"),
-        kernel_id=1,
-        program=program.id,
-        kind="kprobe",
-        mechanism="kprobe_multi",
-        count=1,
-        skipped=(),
-        uid=client.uid,
-        user=None,
-        client=client.id,
-        lifetime=Lifetime(kind),
-        labels={},
-        created_at=0,
-        targets=Targets(("f",), array("Q"), array("Q", [0]), {}),
-    )
+from tests.unit.records import (
+    CONNECTION,
+    PERSISTENT,
+    PROCESS,
+    ROOT,
+    a_lease,
+    a_link,
+    a_map,
+    a_program,
+    caller,
+)
 
 
 @pytest.fixture
@@ -76,103 +29,322 @@ def registry() -> Registry:
     return Registry()
 
 
-def connect(registry: Registry, pid: int = 10, uid: int = 1000) -> Client:
-    return registry.connect(pid, uid, uid, "test", 0.0)
+def connect(registry: Registry, pid: int = 10, uid: int = 1000) -> Connection:
+    return registry.connect(pid, pid, uid, uid, "test", 0.0)
 
 
-def load(registry: Registry, client: Client, kind: Kind = "process") -> Program:
-    program = a_program(client, kind)
-    registry.add_loaded(client, [program], [])
+def load(
+    registry: Registry, connection: Connection, lifetime: Lifetime = PROCESS, now: float = 0
+) -> Program:
+    program = a_program(connection, lifetime)
+    registry.add_loaded(caller(connection.client), connection, [program], [], now)
     return program
 
 
-def attach(registry: Registry, client: Client, program: Program, kind: Kind = "process") -> Link:
+def attach(
+    registry: Registry,
+    connection: Connection,
+    program: Program,
+    lifetime: Lifetime = PROCESS,
+    now: float = 0,
+) -> Link:
     registry.hold_program(ROOT, program.id)
-    link = a_link(client, program, kind)
-    registry.add_link(client, program, link)
+    link = a_link(connection, program, lifetime)
+    registry.add_link(ROOT, connection, program, link, now)
     return link
 
 
-def test_things_are_ended_links_first(registry: Registry) -> None:
-    client = connect(registry)
+def detach_all(registry: Registry, ending: Ending) -> Ending:
+    """Say that the links of an Ending are detached: all that is to be closed then."""
+    rest = Ending([], [*ending.programs], [*ending.maps])
+    for link in ending.links:
+        more = registry.detached(link)
+        rest.programs += more.programs
+        rest.maps += more.maps
+    return rest
+
+
+def make_lease(registry: Registry, connection: Connection, ttl: float = 10) -> Lease:
+    lease = a_lease(connection.client, ttl, 0)
+    registry.create_lease(connection.client, lease)
+    return lease
+
+
+def test_links_end_first_and_keep_their_program_until_they_are_detached(
+    registry: Registry,
+) -> None:
+    connection = connect(registry)
+    client = connection.client
     shared = a_map(client.uid)
-    program = a_program(client, maps=(shared.id,))
+    program = a_program(connection, maps=(shared.id,))
     shared.programs.add(program.id)
-    registry.add_loaded(client, [program], [shared])
-    link = attach(registry, client, program)
+    registry.add_loaded(caller(client), connection, [program], [shared], 0)
+    link = attach(registry, connection, program)
     ending = registry.end_client(client)
-    assert (ending.links, ending.programs, ending.maps) == ([link], [program], [shared])
-    assert ending.reason == "client gone"
+    assert (ending.links, ending.programs, ending.maps) == ([link], [], [])
+    assert link.detaching == "client-gone"
+    assert list(registry.links) == [link]
+    assert list(registry.programs) == [program]
+    rest = registry.detached(link)
+    assert (rest.links, rest.programs, rest.maps) == ([], [program], [shared])
+    assert program.released == "client-gone"
     assert not registry.end_client(client)
+    assert not registry.detached(link)
     assert len(registry.clients) == len(registry.links) == len(registry.programs) == 0
 
 
 def test_nothing_new_can_be_bound_to_an_ended_client(registry: Registry) -> None:
-    client, other = connect(registry), connect(registry, 11)
+    connection, other = connect(registry), connect(registry, 11)
     program = load(registry, other)
-    registry.end_client(client)
+    registry.end_client(connection.client)
     with pytest.raises(Gone):
-        registry.add_loaded(client, [a_program(client)], [])
+        load(registry, connection)
     registry.hold_program(ROOT, program.id)
     with pytest.raises(Gone):
-        registry.add_link(client, program, a_link(client, program))
+        registry.add_link(ROOT, connection, program, a_link(connection, program), 0)
     assert program.holds == 1
     assert not registry.let_go(program)
     assert program.holds == 0
     # What lives on by itself may still come of it.
-    registry.add_loaded(client, [a_program(client, "persistent")], [])
+    load(registry, connection, PERSISTENT)
     assert len(registry.programs) == 2
 
 
-def test_a_load_of_which_one_part_cannot_be_bound_lists_nothing(registry: Registry) -> None:
-    client = connect(registry)
-    registry.end_client(client)
-    parts = [a_program(client, "persistent"), a_program(client, "process")]
+def test_nothing_new_can_be_bound_to_a_closed_connection(registry: Registry) -> None:
+    first, second = connect(registry), connect(registry)
+    registry.disconnect(first)
     with pytest.raises(Gone):
-        registry.add_loaded(client, parts, [a_map(client.uid)])
+        load(registry, first, CONNECTION)
+    load(registry, first, PROCESS)
+    load(registry, second, CONNECTION)
+    assert len(registry.programs) == 2
+
+
+def test_nothing_new_can_be_bound_to_an_ended_lease(registry: Registry) -> None:
+    connection = connect(registry)
+    lease = make_lease(registry, connection)
+    lifetime = Lifetime("lease", lease.id)
+    with pytest.raises(Gone, match="not renewed"):
+        load(registry, connection, lifetime, now=10)
+    registry.expire(10)
+    with pytest.raises(Gone, match="not renewed"):
+        load(registry, connection, lifetime)
+    with pytest.raises(NotFound):
+        load(registry, connection, Lifetime("lease", "lse-none"))
+    with pytest.raises(NotFound):
+        load(registry, connect(registry, 11, uid=1001), lifetime)
+
+
+def test_a_load_of_which_one_part_cannot_be_bound_lists_nothing(registry: Registry) -> None:
+    connection = connect(registry)
+    registry.end_client(connection.client)
+    parts = [a_program(connection, PERSISTENT), a_program(connection, PROCESS)]
+    with pytest.raises(Gone):
+        registry.add_loaded(ROOT, connection, parts, [a_map(1000)], 0)
     assert len(registry.programs) == len(registry.maps) == 0
 
 
+def test_a_connection_takes_its_own_along_and_nothing_else(registry: Registry) -> None:
+    first, second = connect(registry), connect(registry)
+    assert first.client is second.client
+    program = load(registry, first, CONNECTION)
+    short = attach(registry, second, program, CONNECTION)
+    long = attach(registry, second, program, PROCESS)
+    assert not registry.disconnect(first)
+    assert program.released == "connection-closed"
+    ending = registry.disconnect(second)
+    assert ending.links == [short]
+    assert short.detaching == "connection-closed"
+    assert not registry.detached(short)
+    assert list(registry.links) == [long]
+    ending = registry.delete_link(ROOT, long.id)
+    assert detach_all(registry, ending).programs == [program]
+    assert list(registry.clients) == []
+
+
+def test_a_link_may_live_shorter_than_its_program(registry: Registry) -> None:
+    connection = connect(registry)
+    lease = make_lease(registry, connection)
+    program = load(registry, connection, PERSISTENT)
+    link = attach(registry, connection, program, Lifetime("lease", lease.id))
+    ending = registry.expire(10)
+    assert ending.links == [link]
+    assert not detach_all(registry, ending)
+    assert list(registry.programs) == [program]
+
+
+def test_a_lease_ends_what_is_bound_to_it_when_its_time_is_over(registry: Registry) -> None:
+    connection = connect(registry)
+    lease, other = make_lease(registry, connection, 10), make_lease(registry, connection, 20)
+    program = load(registry, connection, Lifetime("lease", lease.id))
+    link = attach(registry, connection, program, Lifetime("lease", lease.id))
+    kept = attach(registry, connection, program, Lifetime("lease", other.id))
+    registry.end_client(connection.client)
+    assert registry.leases.next_deadline() == 10
+    assert not registry.expire(9.999)
+    ending = registry.expire(10)
+    assert ending.links == [link]
+    assert link.detaching == "lease-expired"
+    assert not detach_all(registry, ending), "another link needs the program"
+    ending = registry.end_lease(ROOT, other.id, 11)
+    assert ending.links == [kept]
+    assert detach_all(registry, ending).programs == [program]
+    assert registry.leases.next_deadline() is None
+    assert list(registry.leases) == []
+
+
+def test_a_renewed_lease_lives_from_then_on(registry: Registry) -> None:
+    connection = connect(registry)
+    lease = make_lease(registry, connection, 10)
+    registry.renew_lease(ROOT, lease.id, None, 9)
+    assert (lease.ttl, registry.leases.next_deadline()) == (10, 19)
+    registry.renew_lease(ROOT, lease.id, 2, 10)
+    assert (lease.ttl, registry.leases.next_deadline()) == (2, 12)
+    assert not registry.expire(11)
+    registry.expire(12)
+    with pytest.raises(Gone, match="not renewed"):
+        registry.renew_lease(ROOT, lease.id, None, 12)
+
+
+def test_a_lease_past_its_time_is_gone_before_anyone_collects_it(registry: Registry) -> None:
+    lease = make_lease(registry, connect(registry), 10)
+    with pytest.raises(Gone):
+        registry.lease(ROOT, lease.id, 10)
+    assert registry.lease(ROOT, lease.id, 9) is lease
+
+
+def test_an_ended_lease_is_gone_for_its_owner_and_unknown_to_others(registry: Registry) -> None:
+    connection = connect(registry)
+    lease = make_lease(registry, connection)
+    registry.end_lease(ROOT, lease.id, 0)
+    for who in (ROOT, caller(connection.client)):
+        with pytest.raises(Gone, match="has been ended"):
+            registry.lease(who, lease.id, 0)
+    with pytest.raises(NotFound):
+        registry.lease(Caller(1001, 0, 9, admin=False), lease.id, 0)
+
+
+def test_only_so_many_ended_leases_are_remembered_of_each_user(registry: Registry) -> None:
+    connection, other = connect(registry), connect(registry, 11, uid=1001)
+    kept = make_lease(registry, other)
+    registry.end_lease(ROOT, kept.id, 0)
+    ended = [make_lease(registry, connection) for _ in range(REMEMBERED + 1)]
+    for lease in ended:
+        registry.end_lease(ROOT, lease.id, 0)
+    with pytest.raises(NotFound):
+        registry.lease(ROOT, ended[0].id, 0)
+    for lease in (ended[1], kept):
+        with pytest.raises(Gone):
+            registry.lease(ROOT, lease.id, 0)
+
+
+def test_renewing_all_the_time_does_not_fill_the_memory() -> None:
+    leases = Leases()
+    connection = connect(Registry())
+    lease = a_lease(connection.client, 100, 0)
+    leases.add(lease)
+    for now in range(1000):
+        leases.renew(lease, 100, now)
+    assert len(leases._deadlines) < 100
+    assert leases.next_deadline() == 1099
+    assert leases.due(1098) == []
+    assert leases.due(1099) == [lease.id]
+
+
 def test_a_hold_keeps_a_released_program(registry: Registry) -> None:
-    client, other = connect(registry), connect(registry, 11)
-    program = load(registry, client)
+    connection, other = connect(registry), connect(registry, 11)
+    program = load(registry, connection)
     registry.hold_program(ROOT, program.id)
-    assert not registry.end_client(client)
+    assert not registry.end_client(connection.client)
     with pytest.raises(Conflict):
         registry.delete_program(ROOT, program.id, force=True)
     link = a_link(other, program)
-    registry.add_link(other, program, link)
+    registry.add_link(ROOT, other, program, link, 0)
     ending = registry.delete_link(ROOT, link.id)
-    assert (ending.links, ending.programs) == ([link], [program])
+    assert ending.links == [link]
+    assert detach_all(registry, ending).programs == [program]
 
 
 def test_letting_go_of_a_released_program_ends_it(registry: Registry) -> None:
-    client = connect(registry)
-    program = load(registry, client)
+    connection = connect(registry)
+    program = load(registry, connection)
     registry.hold_program(ROOT, program.id)
     registry.hold_program(ROOT, program.id)
-    registry.end_client(client)
+    registry.end_client(connection.client)
     assert not registry.let_go(program)
     assert registry.let_go(program).programs == [program]
 
 
+def test_no_link_can_be_made_with_a_program_that_is_being_deleted(registry: Registry) -> None:
+    connection = connect(registry)
+    program = load(registry, connection)
+    link = attach(registry, connection, program)
+    with pytest.raises(Conflict, match="1 link"):
+        registry.delete_program(ROOT, program.id, force=False)
+    assert registry.delete_program(ROOT, program.id, force=True).links == [link]
+    with pytest.raises(Conflict, match="being deleted"):
+        registry.hold_program(ROOT, program.id)
+    # Asked again, without force: nothing is attached any more.
+    assert not registry.delete_program(ROOT, program.id, force=False)
+    assert registry.detached(link).programs == [program]
+
+
+def test_a_link_is_in_one_ending_only(registry: Registry) -> None:
+    connection = connect(registry)
+    link = attach(registry, connection, load(registry, connection))
+    assert registry.delete_link(ROOT, link.id).links == [link]
+    assert not registry.delete_link(ROOT, link.id)
+    assert not registry.release_client(connection.client)
+    assert not registry.end_client(connection.client)
+    assert link.detaching == "deleted"
+
+
 def test_shutting_down_ends_held_programs_once(registry: Registry) -> None:
-    client = connect(registry)
-    program = load(registry, client)
+    program = load(registry, connect(registry))
     registry.hold_program(ROOT, program.id)
     assert registry.end_all().programs == [program]
     assert not registry.let_go(program)
 
 
+def test_releasing_a_client_ends_all_that_it_made(registry: Registry) -> None:
+    connection, other = connect(registry), connect(registry, 11)
+    lease = make_lease(registry, connection)
+    program = load(registry, connection, PERSISTENT)
+    own = attach(registry, connection, program, PERSISTENT)
+    lent = attach(registry, other, load(registry, other), Lifetime("lease", lease.id))
+    untouched = attach(registry, other, load(registry, other))
+    ending = registry.release_client(connection.client)
+    assert ending.links == [lent, own]
+    assert {link.detaching for link in ending.links} == {"client-released"}
+    assert detach_all(registry, ending).programs == [program]
+    assert list(registry.links) == [untouched]
+    with pytest.raises(Gone, match="released"):
+        registry.lease(ROOT, lease.id, 0)
+
+
 @pytest.mark.parametrize("what", ["program", "map", "link", "client"])
 def test_another_users_things_are_not_found(registry: Registry, what: str) -> None:
-    client = connect(registry, uid=1000)
-    shared = a_map(client.uid)
-    program = a_program(client, maps=(shared.id,))
-    registry.add_loaded(client, [program], [shared])
-    link = attach(registry, client, program)
-    id_ = {"program": program.id, "map": shared.id, "link": link.id, "client": client.id}[what]
+    connection = connect(registry, uid=1000)
+    shared = a_map(1000)
+    program = a_program(connection, maps=(shared.id,))
+    registry.add_loaded(ROOT, connection, [program], [shared], 0)
+    link = attach(registry, connection, program)
+    ids = {
+        "program": program.id,
+        "map": shared.id,
+        "link": link.id,
+        "client": connection.client.id,
+    }
     find: Callable[[Caller, str], object] = getattr(registry, what)
+    _not_found_by_others(find, ids[what])
+
+
+def test_another_users_lease_is_not_found(registry: Registry) -> None:
+    lease = make_lease(registry, connect(registry))
+    _not_found_by_others(lambda who, id_: registry.lease(who, id_, 0), lease.id)
+
+
+def _not_found_by_others(find: Callable[[Caller, str], object], id_: str) -> None:
     find(Caller(1000, 5, 99, admin=False), id_)
     find(ROOT, id_)
     with pytest.raises(NotFound) as his:
@@ -183,289 +355,66 @@ def test_another_users_things_are_not_found(registry: Registry, what: str) -> No
 
 
 def test_what_a_client_holds_is_what_is_there(registry: Registry) -> None:
-    client = connect(registry)
-    program = load(registry, client)
-    links = [attach(registry, client, program) for _ in range(3)]
-    registry.delete_link(ROOT, links[1].id)
+    connection = connect(registry)
+    client = connection.client
+    program = load(registry, connection)
+    links = [attach(registry, connection, program) for _ in range(3)]
+    detach_all(registry, registry.delete_link(ROOT, links[1].id))
     assert client.links == {links[0].id, links[2].id}
-    registry.delete_program(ROOT, program.id, force=True)
+    detach_all(registry, registry.delete_program(ROOT, program.id, force=True))
     assert not client.links
     assert not client.programs
     assert list(registry.clients) == [client]
 
 
-def test_the_same_number_of_another_user_is_another_client(registry: Registry) -> None:
-    assert connect(registry, 10, 1) is not connect(registry, 10, 2)
-    assert connect(registry, 10, 1) is connect(registry, 10, 1)
+def test_the_same_process_as_another_user_is_another_client(registry: Registry) -> None:
+    assert connect(registry, 10, 1).client is not connect(registry, 10, 2).client
+    assert connect(registry, 10, 1).client is connect(registry, 10, 1).client
 
 
-def test_processes_that_cannot_be_seen_are_never_taken_for_each_other(registry: Registry) -> None:
-    assert connect(registry, 0) is not connect(registry, 0)
+def test_processes_that_cannot_be_told_apart_are_never_taken_for_each_other(
+    registry: Registry,
+) -> None:
+    first = registry.connect(None, 0, 1000, 1000, "x", 0)
+    second = registry.connect(None, 0, 1000, 1000, "x", 0)
+    assert first.client is not second.client
 
 
 def test_who_is_forgotten_is_told_once(registry: Registry) -> None:
     told: list[Client] = []
     registry.on_forget = told.append
-    client = connect(registry)
-    program = load(registry, client)
-    registry.disconnect(client)
+    connection = connect(registry)
+    program = load(registry, connection)
+    registry.disconnect(connection)
     assert told == []
     registry.delete_program(ROOT, program.id, force=False)
-    assert told == [client]
-    registry.end_client(client)
-    assert told == [client]
+    assert told == [connection.client]
+    registry.end_client(connection.client)
+    assert told == [connection.client]
 
 
-@dataclass
-class Model:
-    """What there should be."""
+def test_what_happens_is_told_in_order(registry: Registry) -> None:
+    told: list[tuple[str, str, str | None]] = []
 
-    programs: dict[str, ModelProgram] = field(default_factory=dict)
-    links: dict[str, ModelLink] = field(default_factory=dict)
+    def note(event: Event) -> None:
+        told.append((event.what, event.event, event.reason))
 
-
-@dataclass
-class ModelProgram:
-    client: Client
-    kind: Kind
-    map: str
-    holds: int = 0
-    released: bool = False
-
-
-@dataclass
-class ModelLink:
-    client: Client
-    program: str
-    kind: Kind
-    over: bool = False
-
-
-class Machine(RuleBasedStateMachine):
-    """Random calls, each followed by a look at everything."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.registry = Registry()
-        self.forgotten: list[str] = []
-        self.registry.on_forget = lambda client: self.forgotten.append(client.id)
-        self.clients: list[Client] = []
-        self.ended: set[str] = set()
-        self.open: dict[str, int] = {}
-        self.model = Model()
-        self.held: list[Program] = []
-        self.gone: list[str] = []
-        self.asking: list[Client] = []
-
-    def settle(self, ending: Ending) -> None:
-        """Apply the rules to the model, and compare what ended with the ``Ending``."""
-        model = self.model
-        before = self.everything()
-        model.links = {id_: link for id_, link in model.links.items() if not link.over}
-        used = {link.program for link in model.links.values()}
-        model.programs = {
-            id_: program
-            for id_, program in model.programs.items()
-            if not program.released or program.holds or id_ in used
-        }
-        told = [
-            *(each.id for each in ending.links),
-            *(each.id for each in ending.programs),
-            *(each.id for each in ending.maps),
-        ]
-        assert sorted(told) == sorted(before - self.everything())
-        assert not set(told) & set(self.gone), "in two Endings"
-        self.gone += told
-
-    def everything(self) -> set[str]:
-        maps = {program.map for program in self.model.programs.values()}
-        return {*self.model.links, *self.model.programs, *maps}
-
-    @rule(pid=st.integers(1, 4), uid=st.integers(0, 1))
-    def connect(self, pid: int, uid: int) -> None:
-        client = self.registry.connect(pid, uid, uid, "x", 0.0)
-        if all(client is not each for each in self.clients):
-            self.clients.append(client)
-            self.open[client.id] = 0
-        assert client.id not in self.ended
-        self.open[client.id] += 1
-
-    def pick(self, data: st.DataObject, ended: bool) -> Client | None:
-        clients = [
-            client
-            for client in self.clients
-            if (client.id in self.ended and ended)
-            or self.open[client.id] > 0
-            or (ended and any(client is each for each in self.asking))
-        ]
-        return data.draw(st.sampled_from(clients)) if clients else None
-
-    @rule(data=st.data())
-    def disconnect(self, data: st.DataObject) -> None:
-        client = self.pick(data, ended=False)
-        if client is not None:
-            self.registry.disconnect(client)
-            self.open[client.id] -= 1
-
-    @rule(data=st.data())
-    def begin_request(self, data: st.DataObject) -> None:
-        client = self.pick(data, ended=False)
-        if client is not None:
-            self.registry.begin_request(client)
-            self.asking.append(client)
-
-    @precondition(lambda self: self.asking)
-    @rule(data=st.data())
-    def end_request(self, data: st.DataObject) -> None:
-        """Its connection may have closed, and its process ended, meanwhile."""
-        position = data.draw(st.integers(0, len(self.asking) - 1))
-        self.registry.end_request(self.asking.pop(position))
-
-    @rule(data=st.data(), kind=st.sampled_from(["process", "persistent"]), count=st.integers(1, 3))
-    def load(self, data: st.DataObject, kind: Kind, count: int) -> None:
-        client = self.pick(data, ended=True)
-        if client is None:
-            return
-        shared = a_map(client.uid)
-        programs = [a_program(client, kind, (shared.id,)) for _ in range(count)]
-        shared.programs.update(program.id for program in programs)
-        if client.id in self.ended and kind == "process":
-            with pytest.raises(Gone):
-                self.registry.add_loaded(client, programs, [shared])
-            return
-        self.registry.add_loaded(client, programs, [shared])
-        for program in programs:
-            self.model.programs[program.id] = ModelProgram(client, kind, shared.id)
-
-    @precondition(lambda self: self.model.programs)
-    @rule(data=st.data())
-    def hold(self, data: st.DataObject) -> None:
-        id_ = data.draw(st.sampled_from(sorted(self.model.programs)))
-        self.held.append(self.registry.hold_program(ROOT, id_))
-        self.model.programs[id_].holds += 1
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def let_go(self, data: st.DataObject) -> None:
-        program = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        self.model.programs[program.id].holds -= 1
-        self.settle(self.registry.let_go(program))
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data(), kind=st.sampled_from(["process", "persistent"]))
-    def attach(self, data: st.DataObject, kind: Kind) -> None:
-        client = self.pick(data, ended=True)
-        if client is None:
-            return
-        program = self.held[-1]
-        link = a_link(client, program, kind)
-        if client.id in self.ended and kind == "process":
-            with pytest.raises(Gone):
-                self.registry.add_link(client, program, link)
-            return
-        self.held.pop()
-        self.registry.add_link(client, program, link)
-        self.model.programs[program.id].holds -= 1
-        self.model.links[link.id] = ModelLink(client, program.id, kind)
-
-    @precondition(lambda self: self.model.programs)
-    @rule(data=st.data(), kind=st.sampled_from(["process", "persistent"]))
-    def hold_and_attach(self, data: st.DataObject, kind: Kind) -> None:
-        self.hold(data)
-        self.attach(data, kind)
-
-    @precondition(lambda self: self.model.links)
-    @rule(data=st.data())
-    def delete_link(self, data: st.DataObject) -> None:
-        id_ = data.draw(st.sampled_from(sorted(self.model.links)))
-        self.model.links[id_].over = True
-        self.settle(self.registry.delete_link(ROOT, id_))
-        with pytest.raises(NotFound):
-            self.registry.delete_link(ROOT, id_)
-
-    @precondition(lambda self: self.model.programs)
-    @rule(data=st.data(), force=st.booleans())
-    def delete_program(self, data: st.DataObject, force: bool) -> None:
-        id_ = data.draw(st.sampled_from(sorted(self.model.programs)))
-        program = self.model.programs[id_]
-        links = [link for link in self.model.links.values() if link.program == id_]
-        if program.holds or (links and not force):
-            with pytest.raises(Conflict):
-                self.registry.delete_program(ROOT, id_, force)
-            return
-        program.released = True
-        for link in links:
-            link.over = True
-        self.settle(self.registry.delete_program(ROOT, id_, force))
-
-    def end(self, client: Client, which: Callable[[Kind], bool]) -> None:
-        for link in self.model.links.values():
-            link.over |= link.client is client and which(link.kind)
-        for program in self.model.programs.values():
-            program.released |= program.client is client and which(program.kind)
-
-    @rule(data=st.data())
-    def end_client(self, data: st.DataObject) -> None:
-        """Of those without connection too: their process may end at any time."""
-        clients = [
-            client for client in self.clients if self.registry.clients.get(client.id) is client
-        ]
-        if clients:
-            client = data.draw(st.sampled_from(clients))
-            self.ended.add(client.id)
-            self.end(client, lambda kind: kind == "process")
-            self.settle(self.registry.end_client(client))
-
-    @rule(data=st.data())
-    def release_client(self, data: st.DataObject) -> None:
-        clients = [
-            client for client in self.clients if self.registry.clients.get(client.id) is client
-        ]
-        if clients:
-            client = data.draw(st.sampled_from(clients))
-            self.end(client, lambda kind: True)
-            self.settle(self.registry.release_client(client))
-
-    @invariant()
-    def what_there_should_be_is_there(self) -> None:
-        registry, model = self.registry, self.model
-        assert {link.id for link in registry.links} == set(model.links)
-        assert {program.id for program in registry.programs} == set(model.programs)
-        assert {each.id for each in registry.maps} == {
-            program.map for program in model.programs.values()
-        }
-        for each in registry.maps:
-            assert each.programs == {
-                id_ for id_, program in model.programs.items() if program.map == each.id
-            }
-        for program in registry.programs:
-            assert program.links == {
-                id_ for id_, link in model.links.items() if link.program == program.id
-            }
-
-    @invariant()
-    def clients_are_listed_as_long_as_they_matter(self) -> None:
-        for client in self.clients:
-            links = {id_ for id_, link in self.model.links.items() if link.client is client}
-            programs = {id_ for id_, each in self.model.programs.items() if each.client is client}
-            listed = self.registry.clients.get(client.id) is client
-            busy = self.open[client.id] or any(client is each for each in self.asking)
-            assert listed == (client.id not in self.ended and bool(busy or links or programs))
-            if listed:
-                assert (client.links, client.programs) == (links, programs)
-            assert self.forgotten.count(client.id) == (0 if listed else 1)
-
-    def teardown(self) -> None:
-        for link in self.model.links.values():
-            link.over = True
-        for program in self.model.programs.values():
-            program.released, program.holds = True, 0
-        self.settle(self.registry.end_all())
-        assert len(self.registry.links) == len(self.registry.programs) == 0
-        assert len(self.registry.maps) == 0
-
-
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None, derandomize=True, database=None
-)
+    registry.on_event = note
+    connection = connect(registry)
+    lease = make_lease(registry, connection)
+    program = load(registry, connection)
+    link = attach(registry, connection, program, Lifetime("lease", lease.id))
+    registry.expire(10)
+    registry.end_client(connection.client)
+    registry.detached(link)
+    assert told == [
+        ("client", "created", None),
+        ("lease", "created", None),
+        ("program", "created", None),
+        ("link", "created", None),
+        ("link", "detaching", "lease-expired"),
+        ("lease", "ended", "lease-expired"),
+        ("client", "ended", "client-gone"),
+        ("link", "ended", "lease-expired"),
+        ("program", "ended", "client-gone"),
+    ]

@@ -1,0 +1,151 @@
+"""Records as text that outlives the daemon, and back. The version is that of the form.
+
+A newer daemon reads every older version; what cannot be read is ``Unreadable``, and its owner
+treats it as a thing of which only the kernel knows something.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from kpmd.core.model import Client, Lease, Lifetime, Link, Map, Program, Skipped, Targets
+
+VERSION = 1
+
+
+class Unreadable(ValueError):
+    """It is no state, or one of a version that is not known here."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one state tells: one of these; a program with its maps, in the order of their FDs."""
+
+    record: Client | Lease | Program | Link
+    maps: tuple[Map, ...] = ()
+
+
+def head(record: Client | Lease | Program | Link) -> dict[str, Any]:
+    """The part that changes while the record lives; short."""
+    made: dict[str, Any] = {"kpmd": VERSION, "kind": _KINDS[type(record)]}
+    if isinstance(record, Lease):
+        made |= {"ttl": record.ttl, "deadline": record.deadline}
+    elif isinstance(record, Program):
+        made["released"] = record.released
+    elif isinstance(record, Link):
+        made["detaching"] = record.detaching
+    return made
+
+
+def body(record: Client | Lease | Program | Link, maps: tuple[Map, ...] = ()) -> bytes:
+    """The part that does not change."""
+    made = _plain(record)
+    if maps:
+        made["map_records"] = [_plain(each) for each in maps]
+    return json.dumps(made).encode()
+
+
+def read(head_: Mapping[str, Any], body_: bytes) -> Carried:
+    """A record from its state. Raises Unreadable."""
+    version = head_.get("kpmd")
+    if version != VERSION:
+        raise Unreadable(f"the state has version {version!r}; this kpmd reads {VERSION}")
+    try:
+        data = json.loads(body_)
+        kind = head_["kind"]
+        if kind == "client":
+            return Carried(_record(Client, data))
+        if kind == "lease":
+            lease = {**data, "ttl": head_["ttl"], "deadline": head_["deadline"]}
+            return Carried(_record(Lease, lease))
+        if kind == "program":
+            maps = tuple(_record(Map, each) for each in data.pop("map_records", ()))
+            return Carried(_record(Program, {**data, "released": head_["released"]}), maps)
+        if kind == "link":
+            return Carried(_record(Link, {**data, "detaching": head_["detaching"]}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unreadable(f"the state cannot be read: {error!r}") from error
+    raise Unreadable(f"the state is of a kind that is not known here: {kind!r}")
+
+
+_KINDS: dict[type[Any], str] = {
+    Client: "client",
+    Lease: "lease",
+    Program: "program",
+    Link: "link",
+}
+
+#: What a daemon finds out anew, or the head tells.
+_LEFT_OUT = {
+    Client: ("connections", "requests", "programs", "links", "leases", "ended", "process"),
+    Lease: ("ttl", "deadline"),
+    Program: ("links", "holds", "released"),
+    Map: ("programs",),
+    Link: ("detaching",),
+}
+
+
+def _plain(record: Client | Lease | Program | Map | Link) -> dict[str, Any]:
+    left_out = _LEFT_OUT[type(record)]
+    return {
+        each.name: _value(getattr(record, each.name))
+        for each in fields(record)
+        if each.name not in left_out
+    }
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Lifetime):
+        return {"kind": value.kind, "lease": value.lease}
+    if isinstance(value, Targets):
+        return {
+            "names": value.names,
+            "addresses": _packed(value.addresses),
+            "cookies": _packed(value.cookies),
+            "modules": list(value.modules.items()),
+        }
+    if isinstance(value, tuple) and value and isinstance(value[0], Skipped):
+        return [[each.symbol, each.module, each.reason, each.detail] for each in value]
+    return value
+
+
+def _packed(numbers: array[int]) -> str:
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _unpacked(text: str) -> array[int]:
+    numbers = array("Q")
+    numbers.frombytes(base64.b64decode(text, validate=True))
+    return numbers
+
+
+R = TypeVar("R", Client, Lease, Program, Map, Link)
+
+_READ: dict[str, Any] = {
+    "lifetime": lambda value: Lifetime(value["kind"], value["lease"]),
+    "targets": lambda value: Targets(
+        tuple(value["names"]),
+        _unpacked(value["addresses"]),
+        _unpacked(value["cookies"]),
+        {int(position): module for position, module in value["modules"]},
+    ),
+    "skipped": lambda value: tuple(Skipped(*each) for each in value),
+    "maps": tuple,
+}
+
+
+def _record(kind: type[R], data: Mapping[str, Any]) -> R:
+    """A record of its fields; those that it does not know are of a newer kpmd, and left out."""
+    known = {each.name for each in fields(kind)}
+    return kind(
+        **{
+            name: _READ[name](value) if name in _READ else value
+            for name, value in data.items()
+            if name in known
+        }
+    )

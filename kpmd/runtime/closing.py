@@ -1,0 +1,188 @@
+"""Closes what has ended: in the background, in a fair order, and quickly where somebody waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from kpmd.core.changes import Ending
+from kpmd.core.model import Link, Map, Program, Reason
+from kpmd.core.registry import Registry
+from kpmd.log import Log
+from kpmd.runtime.executor import Executor, Lane
+from kpmd.runtime.kernel import Handle
+
+log = Log("kpmd.closing")
+
+
+@dataclass(eq=False)
+class _Job:
+    """A link to detach. ``done`` once it is, and what it alone kept is closed."""
+
+    link: Link
+    handle: Handle
+    done: asyncio.Future[None]
+
+
+class _Queue:
+    """Jobs of several users: each gets its turn, and its own in the order they came."""
+
+    def __init__(self) -> None:
+        self._users: OrderedDict[int, deque[_Job]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._users.values()))
+
+    def push(self, job: _Job) -> None:
+        self._users.setdefault(job.link.uid, deque()).append(job)
+
+    def pop(self) -> _Job | None:
+        if not self._users:
+            return None
+        uid, jobs = self._users.popitem(last=False)
+        job = jobs.popleft()
+        if jobs:
+            self._users[uid] = jobs
+        return job
+
+    def remove(self, job: _Job) -> bool:
+        jobs = self._users.get(job.link.uid)
+        if jobs is None or job not in jobs:
+            return False
+        jobs.remove(job)
+        if not jobs:
+            del self._users[job.link.uid]
+        return True
+
+
+class Closing:
+    """The one place where handles are closed whose records have ended.
+
+    The kernel takes links apart one after the other, however many threads ask for it, and each
+    takes 50 ms and more (kernel 6.12). So what nobody waits for goes one at a time, and what a
+    request waits for overtakes it: it waits for one link at the most, not for the 300 of a client
+    that died.
+    """
+
+    def __init__(
+        self, executor: Executor, registry: Registry, take: Callable[[str], Handle]
+    ) -> None:
+        self._executor = executor
+        self._registry = registry
+        self._take = take
+        self._awaited = _Queue()
+        self._unawaited = _Queue()
+        self._jobs: dict[str, _Job] = {}
+        self._awaited_runs = False
+        self._common_runs = False
+        self._stopped = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Links that are still attached though they have ended."""
+        return len(self._jobs)
+
+    def later(self, ending: Ending) -> None:
+        """Close all of it; nobody waits."""
+        self._start(ending, self._unawaited)
+
+    async def now(self, ending: Ending, also: Iterable[str] = ()) -> None:
+        """Close all of it before what nobody waits for; returns when the kernel has let go of it.
+
+        ``also``: ids of links that may be in the queue already, to be waited for too.
+        """
+        ids = [*(link.id for link in ending.links), *also]
+        rest = self._start(ending, self._awaited)
+        jobs = [job for id_ in ids if (job := self._jobs.get(id_)) is not None]
+        for job in jobs:
+            if self._unawaited.remove(job):
+                self._awaited.push(job)
+        self._pump()
+        waiting: list[asyncio.Future[None]] = [job.done for job in jobs]
+        if rest is not None:
+            waiting.append(rest)
+        if waiting:
+            # A waiter that is cancelled must not cancel the others' waiting.
+            await asyncio.wait(waiting)
+
+    def stop(self) -> None:
+        """Begin nothing more of what nobody waits for: the FD store carries it to the next start"""
+        self._stopped = True
+
+    async def drain(self) -> None:
+        """Wait until everything that has begun, or is waited for, is closed."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _start(self, ending: Ending, queue: _Queue) -> asyncio.Task[None] | None:
+        for link in ending.links:
+            done = asyncio.get_running_loop().create_future()
+            job = self._jobs[link.id] = _Job(link, self._take(link.id), done)
+            queue.push(job)
+        self._pump()
+        if not ending.programs and not ending.maps:
+            return None
+        return self._task(self._close_rest(ending))
+
+    def _pump(self) -> None:
+        """Let a slot of its own work for those who wait, and another for all."""
+        while not self._awaited_runs and (job := self._awaited.pop()):
+            self._awaited_runs = True
+            self._task(self._detach(job, own_slot=True))
+        while not self._common_runs:
+            job = self._awaited.pop() or (None if self._stopped else self._unawaited.pop())
+            if job is None:
+                return
+            self._common_runs = True
+            self._task(self._detach(job, own_slot=False))
+
+    async def _detach(self, job: _Job, *, own_slot: bool) -> None:
+        link = job.link
+        try:
+            await self._executor.run(
+                _close, [("link", link, link.detaching, job.handle)], lane=Lane.CLOSE
+            )
+        finally:
+            if own_slot:
+                self._awaited_runs = False
+            else:
+                self._common_runs = False
+            rest = self._registry.detached(link)
+            del self._jobs[link.id]
+            self._pump()
+        try:
+            if rest:
+                await self._close_rest(rest)
+        finally:
+            job.done.set_result(None)
+
+    async def _close_rest(self, ending: Ending) -> None:
+        """Programs and maps: the kernel lets go of these at once."""
+        items: list[_Item] = [
+            *(("program", each, each.released, self._take(each.id)) for each in ending.programs),
+            *(("map", each, None, self._take(each.id)) for each in ending.maps),
+        ]
+        await self._executor.run(_close, items, lane=Lane.CLOSE)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+_Item = tuple[str, "Link | Program | Map", "Reason | None", Handle]
+
+
+def _close(items: Iterable[_Item]) -> None:
+    for what, record, reason, handle in items:
+        try:
+            handle.close()
+        except OSError as error:
+            # The kernel has let go of it all the same: close(2) frees the FD first.
+            log.error("closing failed", error, what=what, id=record.id)
+        log.info("ended", what=what, id=record.id, uid=record.uid, reason=reason)

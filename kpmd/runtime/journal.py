@@ -1,0 +1,171 @@
+"""What has happened, for those who listen: in order, and for a while back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kpmd.core.changes import Event
+from kpmd.core.model import Client, Link, Program
+from kpmd.core.times import rfc3339
+from kpmd.errors import Gone, Invalid
+from kpmd.log import Log
+
+log = Log("kpmd.journal")
+
+#: Events kept of each user, and of all together for administrators. Who is further behind than
+#: that cannot be told what happened meanwhile.
+HISTORY = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event as it is sent: ``id`` to resume behind it, and its line of JSON."""
+
+    id: str
+    line: bytes
+
+
+class _Scope:
+    """The events that one kind of listener sees: a user's own, or all."""
+
+    def __init__(self) -> None:
+        self.entries: deque[Entry] = deque(maxlen=HISTORY)
+        #: The number of the event that comes next.
+        self.next = 1
+        self.wake = asyncio.Event()
+        self.listeners: set[Listener] = set()
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest event that is kept."""
+        return self.next - len(self.entries)
+
+
+class Journal:
+    """Every user's events are numbered by themselves: numbers tell nothing of other users, and a
+    user who makes many pushes none of the others' out.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        #: In the ids, so that those of an earlier daemon are told apart.
+        self._boot = secrets.token_hex(4)
+        self._scopes: dict[int | None, _Scope] = {}
+        self._closed = False
+
+    def _scope(self, uid: int | None) -> _Scope:
+        if uid not in self._scopes:
+            self._scopes[uid] = _Scope()
+        return self._scopes[uid]
+
+    def add(self, event: Event) -> None:
+        """Keep an event, and wake who listens."""
+        record = event.record
+        fields: dict[str, object] = {
+            "time": rfc3339(self._now()),
+            "what": event.what,
+            "event": event.event,
+            "id": record.id,
+            "uid": record.uid,
+        }
+        if event.reason is not None:
+            fields["reason"] = event.reason
+        if isinstance(record, Link):
+            fields |= {"program": record.program, "kind": record.kind, "count": record.count}
+        if isinstance(record, Program):
+            fields["name"] = record.name
+        if isinstance(record, Client):
+            fields |= {"pid": record.pid, "command": record.command}
+        else:
+            fields["client"] = record.client
+        for scope in (self._scope(None), self._scope(record.uid)):
+            id_ = f"{self._boot}-{scope.next}"
+            line = json.dumps({"seq": id_, **fields}).encode()
+            scope.entries.append(Entry(id_, line))
+            scope.next += 1
+            scope.wake.set()
+            for listener in [each for each in scope.listeners if each.place < scope.first]:
+                log.info("listener too slow", uid=record.uid)
+                listener.lose()
+
+    def listen(self, uid: int | None, since: str | None) -> Listener:
+        """Listen to a user's events, or to all (None), from now on or behind the event ``since``.
+
+        Raises Invalid, and Gone where events behind ``since`` are not kept any more.
+        """
+        scope = self._scope(uid)
+        return Listener(self, scope, scope.next if since is None else self._place(scope, since))
+
+    def _place(self, scope: _Scope, since: str) -> int:
+        boot, dash, number = since.partition("-")
+        if not dash or not number.isascii() or not number.isdecimal() or len(number) > 18:
+            raise Invalid.at(["since"], "is not the seq of an event")
+        place = int(number) + 1
+        if boot != self._boot or place < scope.first or place > scope.next:
+            raise Gone(
+                "events since then are not kept any more; list what there is now, and listen anew"
+            )
+        return place
+
+    def close(self) -> None:
+        """Let all listeners come to their end, with what has happened up to now."""
+        self._closed = True
+        for scope in self._scopes.values():
+            scope.wake.set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._closed
+
+
+class Listener:
+    """A place in a scope's events."""
+
+    def __init__(self, journal: Journal, scope: _Scope, place: int) -> None:
+        self._journal = journal
+        self._scope = scope
+        self._closed = False
+        #: The number of the event that it gets next.
+        self.place = place
+        #: Called when an event that it has not had is kept no more.
+        self.on_lost: Callable[[], None] = lambda: None
+        scope.listeners.add(self)
+
+    def ready(self) -> list[Entry]:
+        """The events since the last call."""
+        scope = self._scope
+        found = list(itertools.islice(scope.entries, self.place - scope.first, None))
+        self.place = scope.next
+        return found
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for events, at most that long. False when there will be none any more."""
+        scope = self._scope
+        if self.place == scope.next and self._goes_on():
+            scope.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await scope.wake.wait()
+        return not self._closed and (self.place < scope.next or self._goes_on())
+
+    def _goes_on(self) -> bool:
+        return not self._closed and not self._journal.closed
+
+    def lose(self) -> None:
+        """It is too far behind: events that it has not had are gone."""
+        self.close()
+        self.on_lost()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._closed = True
+        self._scope.listeners.discard(self)
+        self._scope.wake.set()
