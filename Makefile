@@ -16,8 +16,8 @@ KERNELS ?= 6.12 7.3 6.1 5.10
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test setup setup-run setup-vm setup-bpf check unit test-kernel test-own vm fetch bpf \
-	check-bpf openapi lock format bench clean
+.PHONY: run test setup setup-run setup-vm setup-bpf check unit test-kernel test-own test-systemd vm \
+	fetch bpf check-bpf openapi lock format bench clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -28,8 +28,8 @@ run: $(STAMP) setup-run
 			$(PY) -m tests.tools.demo --seconds $(SECONDS) -- $(COUNT); \
 	fi
 
-## test: all tests: static checks, unit, HTTP, and on real kernels
-test: check unit check-bpf test-own test-kernel
+## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd
+test: check unit check-bpf test-own test-kernel test-systemd
 
 ## setup: the virtual environment alone
 setup: $(STAMP)
@@ -75,6 +75,11 @@ test-kernel: $(STAMP) setup-run setup-vm setup-bpf
 			env KPMD_TEST_KERNEL=$$kernel $(PY) -m pytest --timeout 600 tests/kernel; \
 	done
 
+## test-systemd: the units under a real systemd, in a VM with the kernel KERNEL (6.12)
+test-systemd: $(STAMP) setup-run setup-vm
+	$(PY) -m tests.vm run --systemd --kernel $(KERNEL) --timeout 1800 -- \
+		$(PY) -m pytest --timeout 300 tests/systemd
+
 ## bench: compare with C programs on libbpf and a bare HTTP server; not part of the tests
 bench: $(STAMP) setup-run setup-vm setup-bpf
 	$(PY) -m tests.bench prepare
@@ -85,9 +90,10 @@ bench: $(STAMP) setup-run setup-vm setup-bpf
 vm: $(STAMP) setup-run setup-vm
 	@$(PY) -m tests.vm shell --kernel $(KERNEL)
 
-## fetch: download the kernels of the matrix
+## fetch: download the kernels of the matrix, and make the Debian for test-systemd
 fetch: $(STAMP) setup-vm
 	@$(PY) -m tests.vm fetch
+	@$(PY) -m tests.vm fetch --systemd
 
 ## bpf: compile the BPF programs that ship with kpmd, and those of the tests
 bpf: setup-bpf

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.vm import kernels, machine, sources
+from tests.vm import debian, kernels, machine, sources
 from tests.vm.errors import VmError
 from tests.vm.precompile import precompile
 from tests.vm.signals import Stopped, stopping_signals
@@ -24,13 +24,17 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("--kernel", choices=kernels.KERNELS, default="6.12")
         command.add_argument("--user", action="store_true", help="run it as nobody")
+        command.add_argument(
+            "--systemd", action="store_true", help="in a Debian whose process 1 is systemd"
+        )
         command.add_argument("--memory", type=_memory, default="1G", metavar="SIZE")
         if name == "run":
             command.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
             command.usage = "%(prog)s [options] -- COMMAND [ARGUMENT ...]"
     fetch = commands.add_parser("fetch", help="download kernels")
     fetch.add_argument("--kernel", choices=kernels.KERNELS, action="extend", nargs="+")
-    fetch.add_argument("--refresh", action="store_true", help="also those in the cache")
+    fetch.add_argument("--systemd", action="store_true", help="make the Debian for --systemd")
+    fetch.add_argument("--refresh", action="store_true", help="also what is in the cache")
     commands.add_parser("list", help="show the known kernels")
     return parser
 
@@ -57,13 +61,20 @@ def _list(cache: Path) -> int:
         print(f"{kernel.name}\t{state}")
         for suite in kernel.suites:
             print(f"\t{found.of(suite) if found else '(no mirror)'} {suite}")
+    root = debian.cached(debian.SYSTEM, cache)
+    print(f"systemd\t{f'cached: {root}' if root else 'not cached'}")
     return 0
 
 
-def _fetch(names: list[str], cache: Path, refresh: bool) -> int:
+def _fetch(arguments: argparse.Namespace, cache: Path) -> int:
+    # Where only one of the two is asked for, the other isn't meant.
+    names = arguments.kernel or ([] if arguments.systemd else list(kernels.KERNELS))
     for name in names:
-        got = kernels.fetch(kernels.KERNELS[name], cache, refresh=refresh)
+        got = kernels.fetch(kernels.KERNELS[name], cache, refresh=arguments.refresh)
         print(f"{name}\t{got.release}\t{got.folder}")
+    if arguments.systemd:
+        root = debian.make(debian.SYSTEM, cache, refresh=arguments.refresh)
+        print(f"systemd\t{debian.SYSTEM.suites[0]}\t{root}")
     return 0
 
 
@@ -73,6 +84,7 @@ def _boot(arguments: argparse.Namespace, command: tuple[str, ...], cache: Path) 
     if shell and not terminal:
         raise VmError("a shell needs a terminal")
     kernel = kernels.fetch(kernels.KERNELS[arguments.kernel], cache)
+    system = debian.make(debian.SYSTEM, cache) if arguments.systemd else None
     precompile(PROJECT, cache)
     if shell:
         _report(f"Linux {kernel.release}; Ctrl-A x ends the machine at once")
@@ -85,6 +97,7 @@ def _boot(arguments: argparse.Namespace, command: tuple[str, ...], cache: Path) 
         as_user=arguments.user,
         terminal=terminal,
         shell=shell,
+        system=system,
     )
     return machine.run(job, _report)
 
@@ -110,7 +123,7 @@ def main() -> int:
             if arguments.action == "list":
                 return _list(cache)
             if arguments.action == "fetch":
-                return _fetch(arguments.kernel or list(kernels.KERNELS), cache, arguments.refresh)
+                return _fetch(arguments, cache)
             return _boot(arguments, command, cache)
     except Stopped as stopped:
         return 128 + stopped.number

@@ -3,7 +3,8 @@
 The first script mounts everything and moves to the shared root; the second is then process 1
 there, runs the command and reports.  An initramfs (rather than files in the shared root) needs
 no place on this machine, works for kernels whose virtio drivers are modules, and keeps busybox
-in memory, which is quicker than through virtiofs.
+in memory, which is quicker than through virtiofs.  Where process 1 is to be a real systemd, other
+scripts made of the same parts take their places (``systemd.py``).
 
 How the command's status gets out: the second script writes a mark with a random part and the
 status at the end of the *same* channel that carries the command's output.  So the tool knows
@@ -25,14 +26,13 @@ FOLDER = "/run/kpmd-vm"
 MODULES = ("virtio_pci", "virtio_console", "virtiofs")
 TAG = "rootfs"
 USER = "nobody"
+HOSTNAME = "kpmd-vm"
 # What the first script calls, and what the second one does (it has no other busybox in PATH).
 _FIRST = ("chmod", "cp", "insmod", "ln", "mkdir", "mount", "reboot", "sh", "switch_root", "usleep")
 _SECOND = (
     "cat",
     "chmod",
     "chown",
-    "hostname",
-    "ip",
     "mkdir",
     "mkfifo",
     "reboot",
@@ -65,9 +65,9 @@ def end_mark(nonce: str) -> bytes:
     return f"\0kpmd-vm {nonce} status ".encode()
 
 
-def first_script(modules: Iterable[str], bring_back: Iterable[str]) -> str:
-    """Return the initramfs's init; ``bring_back`` are folders that its tmpfs mounts hide."""
-    lines = [
+def show_host(modules: Iterable[str]) -> list[str]:
+    """Return the start of the initramfs's init: this machine's root folder on /host, read-only."""
+    return [
         "#!/bin/sh",
         "export PATH=/bin",
         # Before anything else: else what is written to /dev lands in the shared folder.
@@ -81,6 +81,13 @@ def first_script(modules: Iterable[str], bring_back: Iterable[str]) -> str:
         '  [ $tries -lt 500 ] || { echo "kpmd-vm: no root file system"; reboot -f; }',
         "  usleep 20000",
         "done",
+    ]
+
+
+def first_script(modules: Iterable[str], bring_back: Iterable[str]) -> str:
+    """Return the initramfs's init; ``bring_back`` are folders that its tmpfs mounts hide."""
+    lines = [
+        *show_host(modules),
         # /host stays as it is, to bind from; /root becomes the guest's root.
         "mount --bind /host /root",
         "mount -t devtmpfs dev /root/dev",
@@ -112,13 +119,25 @@ def first_script(modules: Iterable[str], bring_back: Iterable[str]) -> str:
 
 def second_script(task: Task) -> str:
     """Return what is process 1 on the shared root."""
+    lines = [
+        f"{FOLDER}/busybox hostname {HOSTNAME}",
+        f"{FOLDER}/busybox ip link set lo up",
+        # Settings below /proc/sys stay the kernel's own, which are those of a running Debian:
+        # unprivileged BPF off (2), perf_event_paranoid 3, kptr_restrict 0.
+        # All processes but this one may be what the command left running.
+        "others() { for each in /proc/[0-9]*; do echo ${each#/proc/}; done; }",
+    ]
+    return "\n".join(lines) + "\n" + command_script(task)
+
+
+def command_script(task: Task) -> str:
+    """Return what runs the command and reports; ``others`` must be defined before it.
+
+    That is a shell function that prints the processes to end when the command has ended.
+    """
     port = "/dev/hvc0" if task.terminal else "/dev/vport0p1"
     lines = [
         *(f'{name}() {{ {FOLDER}/busybox {name} "$@"; }}' for name in _SECOND),
-        "hostname kpmd-vm",
-        "ip link set lo up",
-        # Settings below /proc/sys stay the kernel's own, which are those of a running Debian:
-        # unprivileged BPF off (2), perf_event_paranoid 3, kptr_restrict 0.
         "mkdir -m 700 /tmp/home",
         f"chown {USER} /tmp/home" if task.as_user else ":",
         "tries=0",
@@ -154,9 +173,8 @@ def _on_pipe(task: Task, port: str) -> list[str]:
         "rounds=0",
         "while usleep 10000; kill -0 $reader 2>/dev/null && [ $rounds -lt 1000 ]; do",
         "  rounds=$((rounds + 1))",
-        "  for process in /proc/[0-9]*; do",
-        "    process=${process#/proc/}",
-        "    [ $process = 1 ] || [ $process = $reader ] || kill -9 $process 2>/dev/null",
+        "  for process in $(others); do",
+        "    [ $process = $$ ] || [ $process = $reader ] || kill -9 $process 2>/dev/null",
         "  done",
         "done",
         _print_status(task),
@@ -213,6 +231,14 @@ def _octal(data: bytes) -> str:
 def initramfs(task: Task, busybox: Path, modules: Path, bring_back: Iterable[str]) -> bytes:
     """Return the archive to boot with."""
     archive = Cpio()
+    names = add_tools(archive, busybox, modules, MODULES)
+    archive.file("init", first_script(names, bring_back).encode(), 0o755)
+    archive.file("second", second_script(task).encode())
+    return archive.data()
+
+
+def add_tools(archive: Cpio, busybox: Path, modules: Path, wanted: Iterable[str]) -> list[str]:
+    """Add what a first script takes; return the modules' names in the order to load them."""
     for name in ("bin", "dev", "proc", "host", "root", "modules"):
         archive.folder(name)
     archive.console()
@@ -220,13 +246,11 @@ def initramfs(task: Task, busybox: Path, modules: Path, bring_back: Iterable[str
     for name in _FIRST:
         archive.symlink(f"bin/{name}", "busybox")
     names = []
-    for path in modules_to_load(modules, MODULES):
+    for path in modules_to_load(modules, wanted):
         name = path.name.partition(".ko")[0] + ".ko"
         archive.file(f"modules/{name}", read_module(path))
         names.append(name)
-    archive.file("init", first_script(names, bring_back).encode(), 0o755)
-    archive.file("second", second_script(task).encode())
-    return archive.data()
+    return names
 
 
 def default_environment(project: str, outside: Mapping[str, str], terminal: bool) -> dict[str, str]:

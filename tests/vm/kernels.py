@@ -133,14 +133,14 @@ def locked(path: Path) -> Iterator[None]:
 
 def _fetch_into(kernel: Kernel, cache: Path, work: Path) -> Cached:
     apt = _Apt(work, sources.sources_list(sources.mirror(), kernel.suites))
-    print(f"vm: looking for kernel {kernel.name}", file=sys.stderr, flush=True)
+    say(f"looking for kernel {kernel.name}")
     apt.update()
     choice = newest(apt.package_names(), kernel.pattern)
     if choice is None:
         raise VmError(f"no package like {kernel.pattern} in {', '.join(kernel.suites)}")
     package, release = choice
     packages = [package, *(name.format(release=release) for name in kernel.extra)]
-    print(f"vm: fetching {' '.join(packages)}", file=sys.stderr, flush=True)
+    say(f"fetching {' '.join(packages)}")
     tree = work / "tree"
     apt.unpack(packages, tree)
 
@@ -154,7 +154,7 @@ def _fetch_into(kernel: Kernel, cache: Path, work: Path) -> Cached:
     # depmod wants to find lib/modules/RELEASE below the folder that it is given.
     (work / "depmod" / "lib").mkdir(parents=True)
     (work / "depmod" / "lib" / "modules").symlink_to(ready / "modules")
-    _check(["depmod", "-b", str(work / "depmod"), release])
+    checked(["depmod", "-b", str(work / "depmod"), release])
     for parent in (ready, ready / "modules"):
         parent.chmod(0o755)
     (ready / "release").write_text(release + "\n", encoding="ascii")
@@ -165,6 +165,11 @@ def _fetch_into(kernel: Kernel, cache: Path, work: Path) -> Cached:
         final.rename(work / "old")
     ready.rename(final)
     return Cached(final, release)
+
+
+def say(text: str) -> None:
+    """Tell what takes a while."""
+    print(f"vm: {text}", file=sys.stderr, flush=True)
 
 
 def _one(tree: Path, candidates: Iterable[str]) -> Path:
@@ -198,21 +203,22 @@ class _Apt:
 
     def update(self) -> None:
         """Read the suites' lists of packages."""
-        _check(["apt-get", *self._options, "-qq", "--error-on=any", "update"])
+        checked(["apt-get", *self._options, "-qq", "--error-on=any", "update"])
 
     def package_names(self) -> list[str]:
         """Return the names of all packages in the lists."""
-        return _check(["apt-cache", *self._options, "pkgnames"]).split()
+        return checked(["apt-cache", *self._options, "pkgnames"]).split()
 
     def unpack(self, packages: Sequence[str], tree: Path) -> None:
         """Download the packages and unpack them over each other."""
         debs = self._work / "debs"
-        _check(["apt-get", *self._options, "-qq", "download", *packages], cwd=debs)
+        checked(["apt-get", *self._options, "-qq", "download", *packages], cwd=debs)
         for deb in sorted(debs.glob("*.deb")):
-            _check(["dpkg", "-x", str(deb), str(tree)])
+            checked(["dpkg", "-x", str(deb), str(tree)])
 
 
-def _check(command: Sequence[str], cwd: Path | None = None) -> str:
+def checked(command: Sequence[str], cwd: Path | None = None) -> str:
+    """Run a program; return what it printed, or raise what it says is wrong."""
     try:
         done = subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True)
     except FileNotFoundError as error:

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm import guest, qemu, tree
+from tests.vm import guest, qemu, systemd, tree
 from tests.vm.errors import VmError
 from tests.vm.kernels import Cached
 from tests.vm.signals import Stopped
@@ -30,12 +30,13 @@ from tests.vm.stream import Keys, Reader
 TIMED_OUT = 124  # as timeout(1) says it
 NO_STATUS = 125
 BOOT_LIMIT = 60.0
+SYSTEMD_BOOT_LIMIT = 180.0
 CONSOLE_LINES = 100
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command to run in a machine."""
+    """A command to run in a machine; ``system`` is the root of one with a real systemd."""
 
     kernel: Cached
     project: Path
@@ -45,6 +46,7 @@ class Job:
     as_user: bool = False
     terminal: bool = False
     shell: bool = False
+    system: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,11 @@ def _boot(job: Job, programs: qemu.Programs, accel: str) -> Outcome:
             as_user=job.as_user,
         )
         initrd = _memory_file(stack, "initramfs")
-        os.write(
-            initrd,
-            guest.initramfs(task, programs.busybox, job.kernel.modules, tree.hidden(needed)),
-        )
+        os.write(initrd, _initramfs(job, task, programs.busybox, needed))
         console = _memory_file(stack, "console")
         log = _memory_file(stack, "log")
-        steps = tree.plan(needed, str(job.kernel.modules), job.kernel.release)
+        shown = [*needed, str(job.system)] if job.system else needed
+        steps = tree.plan(shown, str(job.kernel.modules), job.kernel.release)
         plan = json.dumps([step.plain() for step in steps])
         root = _start_virtiofsd(stack, programs.virtiofsd, plan, log)
         port, port_in_qemu = socket.socketpair()
@@ -120,6 +120,13 @@ def _boot(job: Job, programs: qemu.Programs, accel: str) -> Outcome:
         reader = Reader(nonce)
         timed_out = _carry(stack, job, port, reader)
         return Outcome(reader.status, reader.started, timed_out, _tail(log, console))
+
+
+def _initramfs(job: Job, task: guest.Task, busybox: Path, needed: list[str]) -> bytes:
+    if job.system is None:
+        return guest.initramfs(task, busybox, job.kernel.modules, tree.hidden(needed))
+    tree.check_python(job.project, job.system)
+    return systemd.initramfs(task, busybox, job.kernel, job.system, tree.inside(needed))
 
 
 def _terminal_size() -> tuple[int, int]:
@@ -170,7 +177,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _carry(stack: ExitStack, job: Job, port: socket.socket, reader: Reader) -> bool:
     """Pass output and keys until the guest gave its status or ended; tell if time ran out."""
-    deadline: float | None = time.monotonic() + BOOT_LIMIT
+    limit = SYSTEMD_BOOT_LIMIT if job.system else BOOT_LIMIT
+    deadline: float | None = time.monotonic() + limit
     keys = Keys(impatient=not job.shell)
     watched: list[socket.socket | int] = [port]
     while reader.status is None:

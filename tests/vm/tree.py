@@ -5,6 +5,9 @@ folders that only root may enter (a private home holding the project or its Pyth
 ``nobody`` through, the kernel's modules must stand in /lib/modules, and the guest's own tmpfs
 mounts must not hide a project that lies below one of them.  The first two are mounts in a
 private mount namespace (see ``launch.py``), the last one is done by the guest.
+
+A guest with a root of its own (``systemd.py``) sees this machine's root beside it, arranged in the
+same way, and takes from there what ``inside`` names.
 """
 
 import os
@@ -17,6 +20,9 @@ from pathlib import Path
 from tests.vm.errors import VmError
 
 HIDDEN = ("/tmp", "/run", "/dev/shm", "/var/tmp")
+# Folders of the system itself ("" is the root), but for those below /usr that are people's.
+_SYSTEM = ("", "usr", "bin", "sbin", "lib", "lib64", "etc")
+_NOT_SYSTEM = ("local", "src")
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,36 @@ def hidden(folders: Iterable[str]) -> list[str]:
         }
     )
     return [path for path in below if not any(_is_below(path, other) for other in below)]
+
+
+def inside(folders: Iterable[str]) -> list[Step]:
+    """Return the steps by which a guest with a root of its own shows these folders in it.
+
+    The system's own folders are left out (the interpreter may be /usr/bin's): they are the guest's.
+    """
+    routes = [route(folder) for folder in folders]
+    real = sorted({way.real for way in routes if not _is_system(way.real)})
+    top = [path for path in real if not any(_is_below(path, other) for other in real)]
+    links = {link: None for way in routes for link in way.links}
+    return [
+        *(Step("bind", path, path) for path in top),
+        *(Step("link", path, target) for path, target in links if not _is_system(path)),
+    ]
+
+
+def check_python(project: Path, root: Path) -> None:
+    """Make sure that the project's interpreter, where it is the system's, is in this root too."""
+    python = os.path.realpath(project / ".venv" / "bin" / "python")
+    if _is_system(python) and not os.path.exists(f"{root}{python}"):
+        raise VmError(
+            f"the virtual environment's Python is this machine's {python}, which the guest's "
+            f"Debian does not have; make {project / '.venv'} with one that lies outside of /usr"
+        )
+
+
+def _is_system(path: str) -> bool:
+    first, second = [*path.split("/")[1:], ""][:2]
+    return first in _SYSTEM and not (first == "usr" and second in _NOT_SYSTEM)
 
 
 def needed_folders(project: Path) -> list[str]:

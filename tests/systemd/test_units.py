@@ -1,0 +1,172 @@
+"""systemd/kpmd.service and systemd/kpmd.socket, as they are, under a real systemd."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import OBJECTS, bpftool_links, kallsyms
+from tests.kernel.rest import Rest
+from tests.kernel.test_links import GETPID
+from tests.kernel.test_service import COUNT, counts
+from tests.systemd.conftest import INSTALLED, SOCKET, UNITS, Client, Kpmd, kernel_programs
+from tests.systemd.control import NOT_JSON, run
+
+NAMES = ("kpmd.service", "kpmd.socket")
+
+
+def count_getpid(rest: Rest) -> dict[str, list[str]]:
+    """Load the builtin ``count`` and attach it to getpid(2); the program."""
+    program: dict[str, list[str]] = rest.ok("POST", "/programs", COUNT)["programs"][0]
+    rest.ok("POST", "/links", {"program": program["id"], "kind": "kprobe", "symbols": [GETPID]})
+    return program
+
+
+def test_nothing_to_complain_of(installed: None) -> None:
+    for name in NAMES:
+        assert (INSTALLED / name).read_bytes() == (UNITS / name).read_bytes()
+    # Without the check for manual pages: the guest has none.
+    command = ["systemd-analyze", "verify", "--man=no", *(str(INSTALLED / name) for name in NAMES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_first_request_starts_the_service(kpmd: Kpmd, rest: Rest) -> None:
+    assert kpmd.socket.show("SubState") == "listening"
+    assert kpmd.service.active == "inactive"
+    assert kpmd.service.main_pid == 0
+    rest.ok("GET", "/healthz")
+    kpmd.service.wait_until_active()
+    assert kpmd.journal.wait_for("listening")["socket"] == SOCKET
+    pid = kpmd.service.main_pid
+    second = Rest(SOCKET)
+    second.ok("GET", "/healthz")
+    second.close()
+    assert kpmd.service.main_pid == pid
+    assert kpmd.socket.show("SubState") == "running"
+
+
+def test_active_once_it_listens(kpmd: Kpmd) -> None:
+    assert kpmd.service.show("Type") == "notify"
+    kpmd.service.start()
+    listening = datetime.fromisoformat(kpmd.journal.wait_for("listening")["timestamp"])
+    assert kpmd.service.time("ExecMainStartTimestamp") < listening
+    assert listening <= kpmd.service.time("ActiveEnterTimestamp")
+
+
+def test_what_cannot_start_is_not_active(kpmd: Kpmd) -> None:
+    kpmd.expected.add(NOT_JSON)  # what is said of a wrong command line
+    kpmd.service.add_drop_in(
+        "broken", "[Service]\nExecStart=\nExecStart=/usr/bin/kpmd --config /nowhere\nRestart=no\n"
+    )
+    done = subprocess.run(
+        ["systemctl", "start", kpmd.service.name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert kpmd.service.active == "failed"
+    assert kpmd.service.show("Result") == "exit-code"
+
+
+def test_capabilities_are_those_of_the_unit(kpmd: Kpmd) -> None:
+    (line,) = re.findall(
+        r"^CapabilityBoundingSet=(.*)$", (UNITS / "kpmd.service").read_text(), re.MULTILINE
+    )
+    numbers = {name: number for number, name in enumerate(run("setpriv", "--list-caps").split())}
+    wanted = sum(1 << numbers[name.removeprefix("CAP_").lower()] for name in line.split())
+    kpmd.service.start()
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{kpmd.service.main_pid}/status").read_text().splitlines()
+    )
+    assert int(status["CapBnd"], 16) == wanted
+    assert int(status["CapEff"], 16) == wanted
+    assert int(status["CapPrm"], 16) == wanted
+    assert int(status["CapInh"], 16) == 0
+    assert int(status["CapAmb"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+
+
+def test_the_group_may_connect_and_nobody_else(kpmd: Kpmd, client: Callable[[str], Client]) -> None:
+    outside, inside = client("outside"), client("inside")
+    with pytest.raises(PermissionError) as refused:
+        outside("GET", "/healthz")
+    assert refused.value.errno == errno.EACCES
+    assert kpmd.service.active == "inactive"
+    inside.ok("GET", "/healthz")
+    with pytest.raises(PermissionError):
+        outside("GET", "/healthz")
+
+
+def test_a_member_of_the_group_counts(kpmd: Kpmd, client: Callable[[str], Client]) -> None:
+    inside = client("inside")
+    program = count_getpid(inside)
+    (link,) = inside.items("/links")
+    assert link["mechanism"] == "kprobe_multi"
+    assert link["owner"]["user"] == "inside"
+    assert link["kernel_id"] in {each["id"] for each in bpftool_links()}
+    inside.call_getpid(50)
+    assert counts(inside, program)[kallsyms()[GETPID]] >= 50
+    # The client's end is the end of what it made.
+    inside.close()
+    kpmd.journal.wait_for("ended", what="link", id=link["id"])
+    assert bpftool_links() == []
+
+
+def test_an_object_is_loaded_under_the_units_restrictions(rest: Rest) -> None:
+    """By a process that becomes nobody and is ended: what SETUID, SETGID, SETPCAP, KILL are for."""
+    elf = base64.b64encode((OBJECTS / "core.bpf.o").read_bytes()).decode()
+    loaded = rest.ok("POST", "/programs", {"source": {"kind": "object", "elf": elf}})
+    assert loaded["programs"]
+
+
+def test_kpmctl_finds_the_socket(kpmd: Kpmd) -> None:
+    shown = run("setpriv", "--reuid=inside", "--regid=inside", "--init-groups",
+                "/usr/bin/kpmctl", "--json", "capabilities")  # fmt: skip
+    assert os.uname().release in shown
+
+
+def test_a_killed_daemon_is_started_again(kpmd: Kpmd) -> None:
+    kpmd.service.start()
+    kpmd.journal.wait_for("listening")
+    first = kpmd.service.main_pid
+    kpmd.service.kill()
+    kpmd.service.wait_until_active()
+    kpmd.journal.wait_for("listening")
+    assert kpmd.service.main_pid not in (0, first)
+    assert kpmd.service.show("NRestarts") == "1"
+    assert kpmd.socket.show("SubState") == "running"
+
+
+def test_stop_leaves_nothing(kpmd: Kpmd, rest: Rest) -> None:
+    count_getpid(rest)
+    assert len(bpftool_links()) == 1
+    assert kernel_programs()
+    kpmd.service.stop()
+    assert bpftool_links() == []
+    assert kernel_programs() == []
+    assert kpmd.service.active == "inactive"
+    assert kpmd.service.show("Result") == "success"
+    assert kpmd.service.show("ExecMainCode") == "1"  # CLD_EXITED: by itself, not by a signal
+    assert kpmd.service.show("ExecMainStatus") == "0"
+    kpmd.journal.wait_for("stopped")
+    # The socket is systemd's, and waits for the next client.
+    assert kpmd.socket.show("SubState") == "listening"
+    again = Rest(SOCKET)
+    again.ok("GET", "/healthz")
+    again.close()
+
+
+def test_the_socket_goes_when_it_is_stopped(kpmd: Kpmd, rest: Rest) -> None:
+    rest.ok("GET", "/healthz")
+    kpmd.socket.stop()
+    assert not os.path.lexists(SOCKET)
+    assert kpmd.service.active == "inactive"
+    assert kpmd.service.show("Result") == "success"
