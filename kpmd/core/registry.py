@@ -8,10 +8,10 @@ close now. Nothing is in two Endings. Links stay listed, as detaching, until the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 from kpmd.core.changes import Ending, Event
-from kpmd.core.leases import Leases
+from kpmd.core.holdings import Holdings
 from kpmd.core.model import (
     Caller,
     Client,
@@ -24,13 +24,10 @@ from kpmd.core.model import (
     Reason,
     new_id,
 )
-from kpmd.core.shelf import Shelf
-from kpmd.errors import Conflict, Gone, NotFound
-
-Owned = TypeVar("Owned", Program, Map, Link, Client)
+from kpmd.errors import Conflict, Gone
 
 
-class Registry:
+class Registry(Holdings):
     """Clients, leases, programs, maps and links, and the rules between them.
 
     - A link or program ends with what its lifetime binds it to, its anchor: the client's process,
@@ -41,11 +38,7 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        self.clients: Shelf[Client] = Shelf(lambda client: [("uid", client.uid)])
-        self.programs: Shelf[Program] = Shelf(lambda program: [("uid", program.uid)])
-        self.maps: Shelf[Map] = Shelf(lambda each: [("uid", each.uid)])
-        self.links: Shelf[Link] = Shelf(self._link_keys)
-        self.leases = Leases()
+        super().__init__()
         self._live: dict[tuple[Hashable, int, int], Client] = {}
         #: What ends with each anchor, in the order in which it was made.
         self._bound: dict[str, dict[str, Program | Link]] = {}
@@ -55,51 +48,6 @@ class Registry:
         self.on_change: Callable[[Program | Link], None] = lambda thing: None
         #: Called with everything that happens, in order.
         self.on_event: Callable[[Event], None] = lambda event: None
-
-    @staticmethod
-    def _link_keys(link: Link) -> list[Hashable]:
-        keys: list[Hashable] = [
-            ("uid", link.uid),
-            ("program", link.program),
-            ("client", link.client),
-        ]
-        if link.lifetime.kind == "lease":
-            keys.append(("lease", link.lifetime.lease))
-        return keys
-
-    # Who sees what
-
-    @staticmethod
-    def scope(caller: Caller) -> Hashable:
-        """The index key of what the caller may list: all for administrators, else their own."""
-        return None if caller.admin else ("uid", caller.uid)
-
-    @staticmethod
-    def sees(caller: Caller, record: Client | Program | Map | Link | Lease) -> bool:
-        """Whether the caller may see and touch the record."""
-        return caller.admin or caller.uid == record.uid
-
-    def _visible(self, caller: Caller, shelf: Shelf[Owned], id_: str, what: str) -> Owned:
-        record = shelf.get(id_)
-        if record is None or not self.sees(caller, record):
-            raise NotFound(f"there is no {what} {id_!r} that you may see; list yours with GET")
-        return record
-
-    def program(self, caller: Caller, id_: str) -> Program:
-        """The program of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.programs, id_, "program")
-
-    def map(self, caller: Caller, id_: str) -> Map:
-        """The map of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.maps, id_, "map")
-
-    def link(self, caller: Caller, id_: str) -> Link:
-        """The link of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.links, id_, "link")
-
-    def client(self, caller: Caller, id_: str) -> Client:
-        """The client of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.clients, id_, "client")
 
     # Clients and connections
 
@@ -238,10 +186,6 @@ class Registry:
         if not client.ended:
             client.leases.add(lease.id)
         self.on_event(Event("lease", "created", lease))
-
-    def lease(self, caller: Caller, id_: str, now: float) -> Lease:
-        """The lease of that id. Raises Gone when it has ended, NotFound also for another user's."""
-        return self.leases.get(caller, id_, now)
 
     def renew_lease(self, caller: Caller, id_: str, ttl: float | None, now: float) -> Lease:
         """Let a lease live for its ``ttl`` from now on, or for another. Raises Gone, NotFound."""
