@@ -1,0 +1,241 @@
+"""What outlives the daemon: restarts, kills and stops under a real systemd."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tests.kernel.conftest import bpftool_links, kallsyms
+from tests.kernel.rest import Rest
+from tests.kernel.test_links import GETPID, call_getpid
+from tests.kernel.test_service import COUNT, counts
+from tests.systemd.conftest import SOCKET, Client, Kpmd, kernel_programs
+from tests.systemd.control import until
+
+Lifetime = dict[str, str]
+PERSISTENT: Lifetime = {"kind": "persistent"}
+
+
+def make(rest: Rest, lifetime: Lifetime, link_lifetime: Lifetime | None = None) -> Any:
+    """The builtin ``count`` on getpid(2): program and link."""
+    program = rest.ok("POST", "/programs", {**COUNT, "lifetime": lifetime})["programs"][0]
+    link = rest.ok(
+        "POST",
+        "/links",
+        {
+            "program": program["id"],
+            "kind": "kprobe",
+            "symbols": [GETPID],
+            "lifetime": link_lifetime or lifetime,
+            "labels": {"of": "the test"},
+        },
+    )
+    return program, link
+
+
+def lease(rest: Rest, ttl: float) -> Lifetime:
+    return {"kind": "lease", "lease": rest.ok("POST", "/leases", {"ttl": ttl})["id"]}
+
+
+def counted(rest: Rest, program: Any) -> int:
+    return counts(rest, program).get(kallsyms()[GETPID], 0)
+
+
+def again(rest: Rest) -> Rest:
+    """A connection to the daemon that runs now."""
+    rest.close()
+    return Rest(SOCKET)
+
+
+def nothing_is_stored(kpmd: Kpmd, rest: Rest) -> None:
+    """Once this client has gone, too: it is kept as long as it is known."""
+    rest.close()
+    until(lambda: kpmd.service.stored == 0, "the FD store is empty")
+
+
+def without_counts(record: Any) -> Any:
+    """What stays the same of a record; what the kernel counts goes on."""
+    return {name: value for name, value in record.items() if name != "missed"}
+
+
+def restart(kpmd: Kpmd, how: str) -> None:
+    """Have the daemon start anew; returns when it is ready."""
+    before = kpmd.service.main_pid
+    if how == "restart":
+        kpmd.service.restart()
+    else:
+        kpmd.service.kill(how)
+        kpmd.service.wait_until_active()
+    assert kpmd.service.main_pid not in (0, before)
+
+
+def _counts_go_on(kpmd: Kpmd, rest: Rest, how: str) -> None:
+    """Nothing is lost of a link that counts while the daemon is away."""
+    program, link = make(rest, PERSISTENT)
+    kernel_ids = {each["id"] for each in bpftool_links()}
+    call_getpid(10)
+    first = counted(rest, program)
+    assert first >= 10
+    restart(kpmd, how)
+    # It was attached all the while: no new link of the kernel, and the old program.
+    assert {each["id"] for each in bpftool_links()} == kernel_ids == {link["kernel_id"]}
+    rest = again(rest)
+    assert counted(rest, program) >= first
+    before = counted(rest, program)
+    call_getpid(10)
+    assert counted(rest, program) >= before + 10
+    assert without_counts(rest.ok("GET", f"/links/{link['id']}")) == without_counts(link)
+    assert rest.ok("GET", f"/programs/{program['id']}") == {**program, "links": 1}
+    assert rest.items(f"/links/{link['id']}/targets")[0]["symbol"] == GETPID
+    # And it ends as any other: at once, and with nothing of it left in the FD store.
+    rest.ok("DELETE", f"/links/{link['id']}")
+    assert bpftool_links() == []
+    rest.ok("DELETE", f"/programs/{program['id']}")
+    nothing_is_stored(kpmd, rest)
+
+
+def test_a_link_counts_on_over_a_restart(kpmd: Kpmd, rest: Rest) -> None:
+    _counts_go_on(kpmd, rest, "restart")
+
+
+def test_a_link_counts_on_over_a_kill_of_the_daemon(kpmd: Kpmd, rest: Rest) -> None:
+    _counts_go_on(kpmd, rest, "SIGKILL")
+
+
+def test_no_call_is_missed_while_the_daemon_is_away(kpmd: Kpmd, rest: Rest) -> None:
+    """Counted by the kernel between the daemon's death and its next start."""
+    program, _ = make(rest, PERSISTENT)
+    kpmd.service.add_drop_in("slow", "[Service]\nRestartSec=5s\n")
+    before = counted(rest, program)
+    kpmd.service.kill()
+    assert kpmd.service.active == "activating"
+    call_getpid(1000)
+    kpmd.service.wait_until_active()
+    rest = again(rest)
+    assert counted(rest, program) >= before + 1000
+    rest.close()
+
+
+def test_each_lifetime_over_a_restart(
+    kpmd: Kpmd, rest: Rest, client: Callable[[str], Client]
+) -> None:
+    alive, dies = client("inside"), client("inside")
+    held = lease(rest, 600)
+    over = lease(rest, 600)
+    made = {
+        "persistent": make(rest, PERSISTENT),
+        "lease": make(rest, held),
+        "expired": make(rest, PERSISTENT, over),
+        "process": make(alive, {"kind": "process"}),
+        "dead": make(dies, {"kind": "process"}),
+        "connection": make(rest, PERSISTENT, {"kind": "connection"}),
+    }
+    kept = ("persistent", "lease", "process")
+    owner = made["process"][1]["client"]
+    assert alive.ok("GET", f"/clients/{owner}")["pid"] == alive.process.pid
+    kpmd.service.add_drop_in("slow", "[Service]\nRestartSec=5s\n")
+    rest.ok("PUT", f"/leases/{over['lease']}", {"ttl": 2})
+    kpmd.service.kill()
+    dies.close()
+    kpmd.service.wait_until_active()
+    rest = again(rest)
+    kpmd.journal.wait_for("taken over", links=5, programs=6)
+    until(lambda: len(rest.items("/links")) == len(kept), "the others are detached")
+    found = {link["id"]: link for link in rest.items("/links")}
+    assert set(found) == {made[name][1]["id"] for name in kept}
+    assert {each["id"] for each in bpftool_links()} == {
+        each["kernel_id"] for each in found.values()
+    }
+    for name in kept:
+        _, link = made[name]
+        assert without_counts(found[link["id"]]) == without_counts(link)
+    # Programs of links that ended: persistent ones stay, the dead client's does not.
+    programs = {program["id"] for program in rest.items("/programs")}
+    assert programs == {program["id"] for name, (program, _) in made.items() if name != "dead"}
+    # The process that lives is the same client as before, also when it connects anew.
+    (listed,) = [each for each in rest.items("/clients") if each["id"] == owner]
+    assert (listed["pid"], listed["links"]) == (alive.process.pid, 1)
+    # The lease can be renewed, and ends what is bound to it.
+    rest.ok("PUT", f"/leases/{held['lease']}")
+    assert rest("PUT", f"/leases/{over['lease']}")[0] in (404, 410)
+    rest.ok("DELETE", f"/leases/{held['lease']}")
+    # The client's end is noticed by the daemon that did not see it begin.
+    alive.close()
+    until(lambda: len(rest.items("/links")) == 1, "the client's link is detached")
+    assert [each["id"] for each in bpftool_links()] == [made["persistent"][1]["kernel_id"]]
+    rest.close()
+
+
+def test_a_stop_detaches_everything(kpmd: Kpmd, rest: Rest) -> None:
+    made = [make(rest, PERSISTENT) for _ in range(3)]
+    assert len(bpftool_links()) == len(made)
+    kpmd.service.stop()
+    # Not left to systemd, which would close them one by one in process 1 (until systemd 254).
+    assert kpmd.journal.wait_for("stopping")["keep"] is False
+    assert bpftool_links() == []
+    until(lambda: kernel_programs() == [], "the kernel has let go of the programs")
+    assert kpmd.service.stored == 0
+    rest = again(rest)
+    assert rest.items("/links") == rest.items("/programs") == []
+    rest.close()
+
+
+def test_many_links_end_in_the_background_after_a_restart(
+    kpmd: Kpmd, rest: Rest, client: Callable[[str], Client]
+) -> None:
+    """A client that died while the daemon was away: others do not wait for its links."""
+    other = client("inside")
+    program, _ = make(other, {"kind": "process"})
+    body = {"program": program["id"], "kind": "kprobe", "symbols": [GETPID]}
+    for _ in range(100):
+        other.ok("POST", "/links", body)
+    kpmd.service.add_drop_in("slow", "[Service]\nRestartSec=2s\n")
+    kpmd.service.kill()
+    other.close()
+    kpmd.service.wait_until_active()
+    rest = again(rest)
+    detaching = rest.items("/links")
+    assert {(each["state"], each["reason"]) for each in detaching} == {("detaching", "client-gone")}
+    own, link = make(rest, {"kind": "process"})
+    rest.ok("DELETE", f"/links/{link['id']}")
+    rest.ok("DELETE", f"/programs/{own['id']}")
+    assert rest.items("/links"), "there were too few to tell"
+    # A restart in the middle of it loses nothing, and takes no longer for it.
+    restart(kpmd, "restart")
+    rest = again(rest)
+    until(lambda: rest.items("/links") == [] and bpftool_links() == [], "all are detached")
+    nothing_is_stored(kpmd, rest)
+
+
+def test_a_state_of_another_version_is_listed_and_can_be_deleted(kpmd: Kpmd, rest: Rest) -> None:
+    """As after a downgrade: the older kpmd cannot read what the newer one stored."""
+    program, link = make(rest, PERSISTENT)
+    kpmd.expected.add("taken over without its state")
+    kpmd.service.add_drop_in(
+        "other",
+        f"[Service]\nExecStart=\nExecStart={sys.executable} -c "
+        "'import kpmd.core.carried; kpmd.core.carried.VERSION = 2; "
+        "from kpmd.__main__ import main; main()'\n",
+    )
+    kpmd.service.restart()
+    rest = again(rest)
+    (found,) = rest.items("/links")
+    assert (found["kernel_id"], found["count"]) == (link["kernel_id"], 1)
+    assert found["owner"]["uid"] == 0
+    assert "kpmd" in found["labels"]
+    (loaded,) = rest.items("/programs")
+    assert (loaded["kernel_id"], loaded["links"]) == (program["kernel_id"], 1)
+    assert counted(rest, loaded) >= 0
+    rest.ok("DELETE", f"/programs/{loaded['id']}?force=true")
+    assert bpftool_links() == []
+    nothing_is_stored(kpmd, rest)
+
+
+def test_the_store_is_known_to_clients_and_by_the_ids(kpmd: Kpmd, rest: Rest) -> None:
+    assert rest.ok("GET", "/capabilities")["survives_restart"] is True
+    assert kpmd.service.show("FileDescriptorStoreMax") in kpmd.service.show("Environment")
+    make(rest, PERSISTENT)
+    rest.ok("POST", "/leases", {"ttl": 600})
+    # Program with its maps, link, lease, and the client that made them.
+    assert kpmd.service.stored == 4
