@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kpmd.api.models import ClientAnswer, ClientsPage, PageQuery
+from kpmd.api.answers import ClientAnswer, ClientsPage
+from kpmd.api.bodies import PageQuery
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.model import Client

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from kpmd import API_VERSION, __version__, builtin
-from kpmd.api.models import (
-    MAX_TTL,
+from kpmd.api.answers import (
     ApiAnswer,
     CapabilitiesAnswer,
-    CapabilitiesQuery,
     FeatureAnswer,
     HealthAnswer,
     KernelAnswer,
     LimitsAnswer,
     VersionAnswer,
 )
+from kpmd.api.bodies import MAX_TTL, CapabilitiesQuery
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.times import rfc3339
 from kpmd.errors import Forbidden

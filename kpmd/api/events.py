@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from kpmd.api.models import EventAnswer, EventsQuery
+from kpmd.api.answers import EventAnswer
+from kpmd.api.bodies import EventsQuery
 from kpmd.api.route import Call, Reply, Route
 from kpmd.log import Log
 from kpmd.runtime.journal import Entry, Listener

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from kpmd.api.models import (
-    LeaseAnswer,
-    LeaseBody,
-    LeasesPage,
-    OwnerAnswer,
-    PageQuery,
-    RenewBody,
-)
+from kpmd.api.answers import LeaseAnswer, LeasesPage, OwnerAnswer
+from kpmd.api.bodies import LeaseBody, PageQuery, RenewBody
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.model import Lease, Link

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kpmd.api.models import LeaseLifetime, LifetimeAnswer, LifetimeBody
+from kpmd.api.answers import LifetimeAnswer
+from kpmd.api.bodies import LeaseLifetime, LifetimeBody
 from kpmd.core.model import Lifetime
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from kpmd.api.fields import address
-from kpmd.api.lifetimes import lifetime, lifetime_answer
-from kpmd.api.models import (
+from kpmd.api.answers import (
     DryRunAnswer,
     LinkAnswer,
-    LinkBody,
     LinksPage,
-    LinksQuery,
     OwnerAnswer,
-    PageQuery,
     RefusalAnswer,
     SkippedAnswer,
     SkippedPage,
     TargetAnswer,
     TargetsPage,
 )
+from kpmd.api.bodies import LinkBody, LinksQuery, PageQuery
+from kpmd.api.fields import address
+from kpmd.api.lifetimes import lifetime, lifetime_answer
 from kpmd.api.paging import cursor, position, span
 from kpmd.api.route import Call, Reply, Route
 from kpmd.bpf.objects import LinkDetails

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import binascii
 
-from kpmd.api.models import EntriesPage, EntryAnswer, MapAnswer, MapsPage, PageQuery
+from kpmd.api.answers import EntriesPage, EntryAnswer, MapAnswer, MapsPage
+from kpmd.api.bodies import PageQuery
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.bpf.maps import Entry

@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from kpmd import API_VERSION, errors
 from kpmd.api import problem
-from kpmd.api.models import AnyObject, Problem
+from kpmd.api.answers import Problem
 from kpmd.api.route import Access, Route
 
 #: What every call can answer, and what every call with a body or query can.
@@ -29,7 +29,7 @@ _BY_KIND: dict[str, type[errors.KpmdError]] = {
 }
 
 
-def document(routes: Iterable[Route]) -> AnyObject:
+def document(routes: Iterable[Route]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these routes."""
     routes = list(routes)
     bodies = {route.body for route in routes if route.body is not None}

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from kpmd import builtin
+from kpmd.api.answers import LoadedAnswer, OwnerAnswer, ProgramAnswer, ProgramsPage
+from kpmd.api.bodies import BuiltinBody, ForceQuery, InstructionsBody, PageQuery, ProgramBody
 from kpmd.api.lifetimes import lifetime, lifetime_answer
 from kpmd.api.maps import map_answer
-from kpmd.api.models import (
-    BuiltinBody,
-    ForceQuery,
-    InstructionsBody,
-    LoadedAnswer,
-    OwnerAnswer,
-    PageQuery,
-    ProgramAnswer,
-    ProgramBody,
-    ProgramsPage,
-)
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.model import Program

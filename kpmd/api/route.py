@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from kpmd.api.models import NoQuery
+from kpmd.api.bodies import NoQuery
 from kpmd.core.model import Caller, Connection
 from kpmd.runtime.state import State
 

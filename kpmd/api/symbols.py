@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kpmd.api.answers import SymbolAnswer, SymbolsPage
+from kpmd.api.bodies import SymbolsQuery
 from kpmd.api.fields import address
-from kpmd.api.models import SymbolAnswer, SymbolsPage, SymbolsQuery
 from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.globs import Glob, GlobError
