@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from kpmd.api.answers import EventAnswer
 from kpmd.api.bodies import EventsQuery
@@ -27,7 +27,7 @@ class EventStream:
         self._listener = listener
         self.content_type = content_type
 
-    async def begin(self, abort: Callable[[], None]) -> AsyncIterator[bytes]:
+    async def begin(self, abort: Callable[[], None]) -> AsyncGenerator[bytes, None]:
         """The events in batches. Who falls too far behind is cut off: never skipped in silence."""
         self._listener.on_lost = abort
         sse = self.content_type == SSE

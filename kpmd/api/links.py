@@ -212,6 +212,7 @@ ROUTES = [
             "symbol-not-found",
             "address-not-traceable",
             "wrong-attach-type",
+            "conflict",
             "gone",
             "not-supported",
             "quota",

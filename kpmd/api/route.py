@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, TypeVar
@@ -42,7 +42,7 @@ class Stream(Protocol):
 
     content_type: str
 
-    def begin(self, abort: Callable[[], None]) -> AsyncIterator[bytes]:
+    def begin(self, abort: Callable[[], None]) -> AsyncGenerator[bytes, None]:
         """What to send, piece by piece; ``abort`` cuts the connection."""
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, cast
 
 from aiohttp import HttpVersion11, web
@@ -307,8 +308,9 @@ async def _send_stream(
 
     try:
         await response.prepare(request)
-        async for piece in stream.begin(abort):
-            await response.write(piece)
+        async with aclosing(stream.begin(abort)) as pieces:
+            async for piece in pieces:
+                await response.write(piece)
         await response.write_eof()
     except ConnectionError:
         log.debug("stream cut", request=request_id)
