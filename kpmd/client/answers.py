@@ -6,14 +6,27 @@ RFC 3339 in UTC. Keys and values of maps are hex, of the bytes as they lie in me
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 #: How a program is called: at one place of each function, or at its entry and its return.
 Attach = Literal["kprobe_multi", "kprobe_session"]
 #: Where a link runs its program: at the entry, at the return, or (session) at both.
 Kind = Literal["kprobe", "kretprobe", "session"]
-#: When a thing ends by itself: with the process that made it, or never.
-LifetimeKind = Literal["process", "persistent"]
+#: When a thing ends by itself: with the process that made it, with the connection it was made on,
+#: with a lease, or never.
+LifetimeKind = Literal["process", "connection", "lease", "persistent"]
+#: Why a thing ends: it was deleted, or its program was; the process that made it ended, or was
+#: released; the connection closed; the lease ran out, or was ended; the daemon stopped.
+EndReason = Literal[
+    "deleted",
+    "program-deleted",
+    "client-gone",
+    "client-released",
+    "connection-closed",
+    "lease-expired",
+    "lease-ended",
+    "shutdown",
+]
 
 
 class Owner(TypedDict):
@@ -24,9 +37,10 @@ class Owner(TypedDict):
 
 
 class Lifetime(TypedDict):
-    """When a thing ends by itself."""
+    """When a thing ends by itself; ``lease`` is the id of one, and there with that kind only."""
 
     kind: LifetimeKind
+    lease: NotRequired[str]
 
 
 class Program(TypedDict):
@@ -69,11 +83,17 @@ class Loaded(TypedDict):
 
 
 class Link(TypedDict):
-    """An attached link. ``missed``: calls it could not run for; None where the kernel is silent."""
+    """A link. ``missed``: calls it could not run for; None where the kernel is silent.
+
+    While it is ``detaching`` its program still runs, and ``reason`` (there only then) says why it
+    ends.
+    """
 
     id: str
     kernel_id: int
     program: str
+    state: Literal["attached", "detaching"]
+    reason: NotRequired[EndReason]
     kind: Kind
     mechanism: str
     count: int
@@ -140,6 +160,61 @@ class Entry(TypedDict):
     value: str | list[str]
 
 
+class ClientRecord(TypedDict):
+    """A process that is connected, or that holds something; each of the counts is what it holds."""
+
+    id: str
+    pid: int
+    uid: int
+    gid: int
+    command: str
+    since: str
+    links: int
+    programs: int
+    leases: int
+
+
+class Lease(TypedDict):
+    """A lease, and how many links and programs end with it. ``ttl`` is in seconds.
+
+    ``client`` is the id of the client that made it, which may be gone.
+    """
+
+    id: str
+    ttl: float
+    expires_at: str
+    owner: Owner
+    client: str
+    links: int
+    programs: int
+    labels: dict[str, str]
+    created_at: str
+
+
+class Event(TypedDict):
+    """Something that happened to what ``what`` and ``id`` tell. ``seq`` is to resume behind it.
+
+    A link that ends is ``detaching`` first. ``reason`` is there unless it was created; ``client``
+    (which made it) unless it is one itself; ``program``, ``kind`` and ``count`` are a link's,
+    ``name`` is a program's, ``pid`` and ``command`` are a client's.
+    """
+
+    seq: str
+    time: str
+    what: Literal["program", "link", "client", "lease"]
+    event: Literal["created", "detaching", "ended"]
+    id: str
+    uid: int
+    reason: NotRequired[EndReason]
+    client: NotRequired[str]
+    program: NotRequired[str]
+    kind: NotRequired[Kind]
+    count: NotRequired[int]
+    name: NotRequired[str]
+    pid: NotRequired[int]
+    command: NotRequired[str]
+
+
 class Kernel(TypedDict):
     """The running kernel."""
 
@@ -164,13 +239,18 @@ class Api(TypedDict):
 
 
 class Capabilities(TypedDict):
-    """What the kernel and the daemon can do for the caller."""
+    """What the kernel and the daemon can do for the caller.
+
+    ``survives_restart``: whether persistent things, leases, and what belongs to a living process
+    stay while the daemon is restarted.
+    """
 
     kernel: Kernel
     features: dict[str, Feature]
     api: Api
     builtins: list[str]
     limits: dict[str, int]
+    survives_restart: bool
 
 
 class Version(TypedDict):

@@ -17,14 +17,19 @@ from kpmd.client import DEFAULT_SOCKET
 _COMMANDS = {
     "attach": "change",
     "capabilities": "show",
+    "clients": "clients",
     "count": "count",
     "detach": "change",
     "entries": "show",
+    "events": "events",
+    "lease": "leases",
+    "leases": "leases",
     "link": "show",
     "links": "show",
     "load": "change",
     "maps": "show",
     "programs": "show",
+    "release": "clients",
     "symbols": "show",
 }
 
@@ -38,11 +43,11 @@ Exit status:
   2    wrong usage of kpmctl
   3    the daemon cannot be reached, went away, or is stopping
   4    not allowed, by the socket's permissions or by the daemon
-  5    no such program, link, map or entry
+  5    no such program, link, map, entry, lease or client
   6    the kernel or the daemon does not support it
   7    the input is not valid: names, addresses, an object, a program
   8    in use, gone, over a quota, or too large
-  130  interrupted by Ctrl-C (`count` then ends as planned, with 0)
+  130  interrupted by Ctrl-C (`count` and `events` then end as planned, with 0)
 """
 
 

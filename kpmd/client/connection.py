@@ -12,6 +12,7 @@ import pwd
 import select
 import socket
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from kpmd import __version__
@@ -19,6 +20,9 @@ from kpmd.client.errors import ApiError, ConnectionFailed, ProtocolError
 
 #: Bytes of an answer that are read at the most.
 MAX_ANSWER = 256 << 20
+
+#: A socket, and an answer that comes over it bit by bit.
+Streamed = tuple[socket.socket, http.client.HTTPResponse]
 
 #: Methods that may be sent again where the first sending's fate is unknown.
 _IDEMPOTENT = {"GET", "PUT", "DELETE"}
@@ -59,8 +63,18 @@ class Connection:
         self, path: str, timeout: float | None = None, max_answer: int = MAX_ANSWER
     ) -> None:
         self._path = path
+        self._timeout = timeout
         self._max_answer = max_answer
         self._http = _Http(path, timeout)
+
+    def another(self) -> Connection:
+        """One more to the same daemon, not connected yet."""
+        return Connection(self._path, self._timeout, self._max_answer)
+
+    @property
+    def path(self) -> str:
+        """Where the daemon listens."""
+        return self._path
 
     @property
     def socket(self) -> socket.socket | None:
@@ -110,16 +124,49 @@ class Connection:
             raise explain(self._path, error) from error
         return True
 
+    def stream(self, target: str, content_type: str) -> Streamed:
+        """GET an answer that comes bit by bit, on a connection that serves nothing else from now on
+
+        Returns the socket, which waits without a timeout from now on, and the answer with its
+        headers read; the caller closes the answer, then this. Raises as ``call`` does.
+        """
+        self._open()
+        sock = self._http.sock
+        try:
+            with self._explained():
+                self._http.request("GET", target, headers=_headers(content_type))
+                response = self._http.getresponse()
+            ok = response.status == http.client.OK
+            if not ok or response.headers.get_content_type() != content_type:
+                with response:
+                    if not ok:
+                        self._decode(response.status, self._read(response))
+                    raise self._not_kpmd(f"HTTP status {response.status}, and no {content_type}")
+            sock.settimeout(None)
+        except _Dropped:
+            self.close()
+            raise self._lost("without an answer") from None
+        except BaseException:
+            self.close()
+            raise
+        return sock, response
+
     def _exchange(self, method: str, target: str, data: bytes | None) -> tuple[int, bytes]:
-        headers = {"User-Agent": f"kpmctl/{__version__}", "Accept": "application/json"}
+        headers = _headers("application/json")
         if data is not None:
             headers["Content-Type"] = "application/json"
-        try:
+        with self._explained():
             # The daemon may have answered without reading all: a body that is too large.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self._http.request(method, target, body=data, headers=headers)
             with self._http.getresponse() as response:
                 return response.status, self._read(response)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What goes wrong with the connection, as an error of this package, or as _Dropped."""
+        try:
+            yield
         except TimeoutError as error:
             raise ConnectionFailed(
                 f"the daemon at {self._path} did not answer in time", "timeout"
@@ -170,6 +217,10 @@ class Connection:
 
     def _too_large(self) -> ProtocolError:
         return ProtocolError(f"the answer is over the {self._max_answer} bytes that are read")
+
+
+def _headers(accept: str) -> dict[str, str]:
+    return {"User-Agent": f"kpmctl/{__version__}", "Accept": accept}
 
 
 def explain(path: str, error: OSError | ValueError) -> ConnectionFailed:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
+import pwd
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,15 @@ def clean(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+@functools.lru_cache(maxsize=1024)
+def user_name(uid: int) -> str:
+    """A user's name, or else number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,35 @@ class Settings:
         for item in items:
             table.add(*cells(item))
         write_table(table)
+
+
+def end_each(
+    ctx: click.Context,
+    ids: Iterable[str],
+    end: Callable[[Client, str], None],
+    done_as: str = "deleted",
+) -> None:
+    """End each of these by ``end``. Goes on where one cannot be, and leaves with its status.
+
+    With --json those that were ended are written, as ``done_as``.
+    """
+    from kpmd.client import failures
+    from kpmd.client.errors import ApiError
+
+    settings: Settings = ctx.obj
+    status, done = 0, []
+    with settings.client() as client:
+        for each in ids:
+            try:
+                end(client, each)
+            except ApiError as error:
+                failed = failures.report(error) or failures.OTHER
+                status = status or failed
+            else:
+                done.append(each)
+    if settings.json:
+        settings.write_json({done_as: done})
+    ctx.exit(status)
 
 
 def write_table(table: Table) -> None:

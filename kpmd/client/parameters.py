@@ -68,6 +68,32 @@ def seconds(least: float) -> Callable[[str], float]:
     return convert
 
 
+def label(text: str) -> tuple[str, str]:
+    """``KEY=VALUE``: a label."""
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+#: What ids begin with, and what they name.
+_PREFIXES = {"lnk": "link", "prg": "program", "lse": "lease", "cli": "client", "map": "map"}
+
+
+def id_of(*prefixes: str) -> Callable[[str], str]:
+    """A converter of ids that begin with one of these."""
+    wanted = " or ".join(f"a {_PREFIXES[each]} ({each}-…)" for each in prefixes)
+
+    def convert(text: str) -> str:
+        prefix, dash, _ = text.partition("-")
+        if dash and prefix in prefixes:
+            return text
+        known = f": it is that of a {_PREFIXES[prefix]}" if dash and prefix in _PREFIXES else ""
+        raise click.BadParameter(f"{text!r} is not the id of {wanted}{known}")
+
+    return convert
+
+
 def is_glob(text: str) -> bool:
     """Whether a function is named by more than its name: a wildcard, or a module in brackets."""
     return any(each in text for each in "*?[")

@@ -38,8 +38,11 @@ def short_directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running_daemon() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The whole daemon as a process: its socket, and the process itself."""
+def running_daemon(*more: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The whole daemon as a process: its socket, and the process itself.
+
+    ``more``: a call of the kernel and a socket's path, see ``tests.fakes.daemon``.
+    """
     with (
         short_directory() as directory,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
@@ -49,7 +52,7 @@ def running_daemon() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         ready.settimeout(30)
         path = str(directory / "kpmd.sock")
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fakes.daemon", path],
+            [sys.executable, "-m", "tests.fakes.daemon", path, *more],
             cwd=ROOT,
             env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")},
             stderr=log,
@@ -164,6 +167,7 @@ def test_daemon_calls(client: Client) -> None:
     assert client.version()["version"] == kpmd.__version__
     found = client.capabilities()
     assert found["features"]["bpf_link_kprobe_multi"]["supported"] is True
+    assert found["survives_restart"] is False
     assert client.capabilities(refresh=True)["builtins"] == ["count"]
 
 

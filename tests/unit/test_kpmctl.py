@@ -156,6 +156,7 @@ def test_capabilities(daemon: str) -> None:
     assert "6.12.0-fake (x86_64)" in text
     assert re.search(r"bpf_link_kprobe_session +yes +6.10 +-\n", text)
     assert re.search(r"targets_per_link +1048576\n", text)
+    assert "restart   survived by nothing" in text
     assert read_json(daemon, "capabilities")["builtins"] == ["count"]
 
 
@@ -170,11 +171,13 @@ def test_capabilities_that_are_missing() -> None:
         "api": {"version": "1", "extensions": []},
         "builtins": [],
         "limits": {},
+        "survives_restart": True,
     }
     with scripted(always(http(answer))) as server:
         text = good(server.path, "capabilities")
     assert re.search(r"a +no +9.1 +too old\nb +unknown +9.1 +ENOMEM\n", text)
     assert "5.4\\x1b[31m" in text
+    assert "restart   survived by persistent things, leases, and" in text
 
 
 def test_load_says_that_it_stays_and_how_it_goes(daemon: str, tmp_path: Path) -> None:
@@ -232,7 +235,9 @@ def test_attach_link_and_detach(daemon: str, program: str) -> None:
     assert re.search(
         rf"{VFS_READ} +7 +vfs_read +-\n0xffffffffc0001000 +8 +nf_hook +nf_tables", shown
     )
-    assert re.search(rf"{link} +\d+ +{program} +kprobe +2 +0 +persistent", good(daemon, "links"))
+    assert re.search(
+        rf"{link} +\d+ +{program} +kprobe +2 +0 +persistent +attached", good(daemon, "links")
+    )
     found = read_json(daemon, "link", link, "--targets")
     assert [each["cookie"] for each in found["targets"]] == ["7", "8"]
     assert read_json(daemon, "link", link)["id"] == link
@@ -262,6 +267,8 @@ def test_detach_goes_on_behind_a_failure(daemon: str, program: str) -> None:
     assert done.exit_code == failures.NOT_FOUND
     assert json.loads(done.stdout) == {"deleted": [link, program]}
     assert "lnk-none" in done.stderr
+    done = run(daemon, "detach", link, "lnk-none")
+    assert [each in done.stderr for each in (link, "lnk-none")] == [True, True]
 
 
 def test_maps_and_entries(daemon: str, program: str) -> None:
@@ -304,6 +311,8 @@ def test_entries_of_each_cpu() -> None:
         "attach prg-1 f --kretprobe --kind session",
         "detach",
         "detach map-1",
+        "detach lse-1",
+        "links --program lnk-1",
         "entries map-1 --key 0",
         "count",
         "count f --interval 0",

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import click
 
 from kpmd.client.commands.show import map_cells, map_table, program_cells, program_table
-from kpmd.client.output import Column, Settings, Table, clean, write_table
-from kpmd.client.parameters import is_glob, number, size, variable
+from kpmd.client.output import Column, Settings, Table, clean, end_each, write_table
+from kpmd.client.parameters import id_of, is_glob, number, size, variable
 
 if TYPE_CHECKING:
     from kpmd.client import answers
     from kpmd.client.client import Client
+
+_lease_option = click.option(
+    "--lease",
+    type=id_of("lse"),
+    metavar="LEASE_ID",
+    help="Let it end with this lease.  [default: it is persistent]",
+)
 
 
 @click.command()
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Set a map's size; repeatable.",
 )
+@_lease_option
 @click.pass_obj
 def load(
     settings: Settings,
@@ -51,17 +59,20 @@ def load(
     attach: Literal["kprobe_multi", "kprobe_session"] | None,
     variables: tuple[tuple[str, int | bytes], ...],
     sizes: tuple[tuple[str, int], ...],
+    lease: str | None,
 ) -> None:
     """Load the BPF programs of the ELF object FILE (- for standard input).
 
-    They get the lifetime "persistent", and stay until `kpmctl detach PROGRAM_ID`: with the default
-    lifetime they would end with kpmctl itself, at once.
+    They get the lifetime "persistent", and stay until `kpmctl detach PROGRAM_ID`; or they end with
+    a lease (see `kpmctl lease`), though not before the last link that needs them. With the API's
+    default lifetime they would end with kpmctl itself, at once.
     """
     if (file is None) == (builtin is None):
         raise click.UsageError("give either FILE or --builtin NAME")
     if builtin is not None and names:
         raise click.UsageError("--program chooses from FILE; a builtin is loaded whole")
     with settings.client() as client:
+        term = None if lease is None else client.lease(lease)
         if file is not None:
             made = client.load_object(
                 file.read(),
@@ -69,7 +80,7 @@ def load(
                 attach=attach,
                 globals=dict(variables),
                 max_entries=dict(sizes),
-                lifetime="persistent",
+                lifetime=lease or "persistent",
             )
         else:
             made = client.load_builtin(
@@ -77,7 +88,7 @@ def load(
                 attach=attach,
                 globals=dict(variables),
                 max_entries=dict(sizes),
-                lifetime="persistent",
+                lifetime=lease or "persistent",
             )
     if settings.json:
         settings.write_json(made)
@@ -93,7 +104,7 @@ def load(
         write_table(maps)
     ids = " ".join(program["id"] for program in made["programs"])
     click.echo()
-    click.echo(clean(f"Persistent: loaded until `kpmctl detach {ids}`."))
+    _say_until("loaded", ids, term)
 
 
 @click.command()
@@ -125,6 +136,7 @@ def load(
 )
 @click.option("--kretprobe", is_flag=True, help="The same as --kind kretprobe.")
 @click.option("--dry-run", is_flag=True, help="Attach nothing; show what would be, and what not.")
+@_lease_option
 @click.pass_obj
 def attach(
     settings: Settings,
@@ -136,14 +148,16 @@ def attach(
     kind: Literal["kprobe", "kretprobe", "session"] | None,
     kretprobe: bool,
     dry_run: bool,
+    lease: str | None,
 ) -> None:
     """Attach a program to functions: to all of them or, where one cannot be, to none.
 
     FUNCTION is a name, or a glob with * and ? (quote it), with its module behind it where you want
     only that one's: 'nft_*[nf_tables]'.
 
-    The link gets the lifetime "persistent", and stays until `kpmctl detach LINK_ID`: with the
-    default lifetime it would end with kpmctl itself, at once.
+    The link gets the lifetime "persistent", and stays until `kpmctl detach LINK_ID`; or it ends
+    with a lease (see `kpmctl lease`). With the API's default lifetime it would end with kpmctl
+    itself, at once.
     """
     if bool(functions) == bool(addresses):
         raise click.UsageError("give either FUNCTIONs or --address")
@@ -157,12 +171,13 @@ def attach(
         "addresses": addresses or None,
     }
     with settings.client() as client:
+        term = None if lease is None else client.lease(lease)
         way = "kretprobe" if kretprobe else kind or _kind(client, program_id)
         if dry_run:
             _show_plan(settings, client.plan(program_id, way, **targets))
             return
         made = client.attach(
-            program_id, way, cookies=cookies or None, lifetime="persistent", **targets
+            program_id, way, cookies=cookies or None, lifetime=lease or "persistent", **targets
         )
     if settings.json:
         settings.write_json(made)
@@ -170,7 +185,16 @@ def attach(
     click.echo(clean(f"{made['id']}: attached to {made['count']} function(s) as {made['kind']}."))
     if made["skipped"]:
         click.echo(f"{made['skipped']} skipped: `kpmctl link {made['id']} --skipped` tells why.")
-    click.echo(clean(f"Persistent: attached until `kpmctl detach {made['id']}`."))
+    _say_until("attached", made["id"], term)
+
+
+def _say_until(what: str, ids: str, lease: answers.Lease | None) -> None:
+    """When what was made will end: unless it is persistent, with the ``lease``."""
+    if lease is None:
+        click.echo(clean(f"Persistent: {what} until `kpmctl detach {ids}`."))
+        return
+    id_, until = lease["id"], lease["expires_at"]
+    click.echo(clean(f"Leased: {what} until {until}, or longer with `kpmctl lease renew {id_}`."))
 
 
 def _show_plan(settings: Settings, plan: answers.Plan) -> None:
@@ -198,7 +222,7 @@ def _kind(client: Client, program_id: str) -> answers.Kind:
 
 
 @click.command()
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", type=id_of("lnk", "prg"), metavar="ID...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Unload programs that have links; detach those first.")
 @click.pass_context
 def detach(ctx: click.Context, ids: tuple[str, ...], force: bool) -> None:
@@ -206,25 +230,11 @@ def detach(ctx: click.Context, ids: tuple[str, ...], force: bool) -> None:
 
     Goes on where one cannot be; the exit status is then that of the first failure.
     """
-    from kpmd.client import failures
-    from kpmd.client.errors import ApiError
 
-    for each in ids:
-        if not each.startswith(("lnk-", "prg-")):
-            raise click.UsageError(f"{each!r} is the id of neither a link nor a program")
-    settings: Settings = ctx.obj
-    status, done = 0, []
-    with settings.client() as client:
-        for each in ids:
-            try:
-                if each.startswith("lnk-"):
-                    client.detach(each)
-                else:
-                    client.delete_program(each, force)
-            except ApiError as error:
-                status = status or failures.report(error) or failures.OTHER
-            else:
-                done.append(each)
-    if settings.json:
-        settings.write_json({"deleted": done})
-    ctx.exit(status)
+    def end(client: Client, id_: str) -> None:
+        if id_.startswith("lnk-"):
+            client.detach(id_)
+        else:
+            client.delete_program(id_, force)
+
+    end_each(ctx, ids, end)

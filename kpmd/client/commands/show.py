@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from kpmd.client.output import Column, Settings, Table, clean, write_table
-from kpmd.client.parameters import hex_bytes
+from kpmd.client.parameters import hex_bytes, id_of
 
 if TYPE_CHECKING:
     from kpmd.client import answers
 
 _SUPPORTED = {True: "yes", False: "no", None: "unknown"}
+
+_RESTART = {
+    True: "survived by persistent things, leases, and what belongs to a living process",
+    False: "survived by nothing: what is attached ends with the daemon",
+}
 
 
 @click.command()
@@ -29,6 +34,7 @@ def capabilities(settings: Settings, refresh: bool) -> None:
     click.echo(clean(f"kernel    {kernel['release']} ({kernel['machine']})"))
     click.echo(clean(f"API       version {found['api']['version']}"))
     click.echo(clean(f"builtins  {', '.join(found['builtins']) or '-'}"))
+    click.echo(f"restart   {_RESTART[found['survives_restart']]}")
     click.echo()
     table = Table([Column(title) for title in ("FEATURE", "SUPPORTED", "SINCE KERNEL", "REASON")])
     for name, feature in found["features"].items():
@@ -74,19 +80,31 @@ def program_cells(program: answers.Program) -> list[object]:
         program["name"],
         program["attach"],
         program["links"],
-        program["lifetime"]["kind"],
-        _owner(program["owner"]),
+        lifetime_cell(program["lifetime"]),
+        owner_cell(program["owner"]),
         program["created_at"],
     ]
 
 
 @click.command()
-@click.option("--program", metavar="PROGRAM_ID", help="Only the links of this program.")
+@click.option(
+    "--program", type=id_of("prg"), metavar="PROGRAM_ID", help="Only the links of this program."
+)
+@click.option(
+    "--client", "owner", type=id_of("cli"), metavar="CLIENT_ID", help="Only those it made."
+)
+@click.option(
+    "--lease", type=id_of("lse"), metavar="LEASE_ID", help="Only those that end with this lease."
+)
 @click.pass_obj
-def links(settings: Settings, program: str | None) -> None:
-    """List your links."""
+def links(settings: Settings, program: str | None, owner: str | None, lease: str | None) -> None:
+    """List your links.
+
+    A link whose STATE is detaching has ended, for the reason behind it, but is in the kernel still:
+    its program runs on until it is gone from the list.
+    """
     with settings.client() as client:
-        settings.write_list(client.links(program), link_table(), link_cells)
+        settings.write_list(client.links(program, owner, lease), link_table(), link_cells)
 
 
 def link_table() -> Table:
@@ -100,6 +118,7 @@ def link_table() -> Table:
             Column("FUNCTIONS", right=True),
             Column("MISSED", right=True),
             Column("LIFETIME"),
+            Column("STATE"),
             Column("OWNER"),
             Column("CREATED"),
         ]
@@ -115,8 +134,9 @@ def link_cells(link: answers.Link) -> list[object]:
         link["kind"],
         link["count"],
         link["missed"],
-        link["lifetime"]["kind"],
-        _owner(link["owner"]),
+        lifetime_cell(link["lifetime"]),
+        f"detaching: {link.get('reason')}" if link["state"] == "detaching" else link["state"],
+        owner_cell(link["owner"]),
         link["created_at"],
     ]
 
@@ -247,5 +267,11 @@ def _entry_cells(entry: answers.Entry) -> list[object]:
     return [entry["key"], value if isinstance(value, str) else " ".join(value)]
 
 
-def _owner(owner: answers.Owner) -> str:
+def owner_cell(owner: answers.Owner) -> str:
+    """A user's name, or else number."""
     return owner["user"] or f"uid {owner['uid']}"
+
+
+def lifetime_cell(lifetime: answers.Lifetime) -> str:
+    """What a thing ends with; a lease by its id."""
+    return lifetime.get("lease") or lifetime["kind"]
