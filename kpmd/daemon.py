@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import uvloop
 
 from kpmd import __version__
-from kpmd.api.app import make_api
+from kpmd.api.app import make_api, wind_down
 from kpmd.bpf.kernel import LinuxKernel
 from kpmd.bpf.loader import LoaderLimits
 from kpmd.config import Config, ConfigError, load_deny_list
@@ -116,13 +116,9 @@ async def serve(
         keep = bool(manager.store) and not await state.executor.run(is_being_stopped)
         log.info("stopping", keep=keep)
         manager.notifier.send("STOPPING=1")
-        state.stopping = True
-        state.journal.close()
-        server.close()
-        await runner.cleanup()
         warming.cancel()
         await asyncio.gather(warming, return_exceptions=True)
-        await state.close(keep=keep)
+        await wind_down(server, api, runner, state, config.limits.shutdown_seconds, keep=keep)
         log.info("stopped")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+
+from aiohttp import web
 
 from kpmd.api import clients, events, leases, links, maps, openapi, symbols
 from kpmd.api.daemon import DaemonCalls
@@ -38,3 +41,25 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
 def make_api(state: State, *, max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Api:
     """The application that serves ``state``."""
     return Api(state, routes(max_body, max_object), max_body)
+
+
+async def wind_down(
+    server: asyncio.AbstractServer,
+    api: Api,
+    runner: web.ServerRunner,
+    state: State,
+    seconds: float,
+    *,
+    keep: bool,
+) -> None:
+    """Let what is under way end, then everything; who listens hears of it.
+
+    ``seconds``: how long requests may take for it. ``keep``: what is in the FD store stays there.
+    """
+    state.stopping = True
+    server.close()
+    await api.idle(seconds)
+    await state.end(keep=keep)
+    state.journal.close()
+    await runner.cleanup()
+    await state.close()

@@ -55,7 +55,7 @@ async def events(call: Call) -> Reply:
     """GET /events"""
     query: EventsQuery = call.query
     accepted = call.headers.get("Accept", "")
-    since = query.since or call.headers.get("Last-Event-ID") or None
+    since = call.headers.get("Last-Event-ID") if query.since is None else query.since
     listener = call.state.journal.listen(None if call.caller.admin else call.caller.uid, since)
     return Reply(EventStream(listener, SSE if SSE in accepted.lower() else NDJSON))
 

@@ -19,7 +19,7 @@ def lease_answer(state: State, lease: Lease) -> LeaseAnswer:
     return LeaseAnswer(
         id=lease.id,
         ttl=lease.ttl,
-        expires_at=rfc3339(state.now() + lease.deadline - state.clock()),
+        expires_at=rfc3339(state.time_of(lease.deadline)),
         owner=OwnerAnswer(uid=lease.uid, user=lease.user),
         client=lease.client,
         links=links,

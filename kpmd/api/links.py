@@ -101,7 +101,7 @@ async def attach(call: Call) -> Reply:
 
 
 async def _dry_run(call: Call, spec: LinkSpec) -> Reply:
-    program, resolved, error = await links.plan(call.state, call.caller, spec)
+    program, resolved, error = await links.plan(call.state, call.caller, call.connection, spec)
 
     def describe() -> bytes:
         count = len(resolved.targets)

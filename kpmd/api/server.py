@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, cast
 
 from aiohttp import HttpVersion11, web
@@ -117,6 +117,8 @@ class Api:
         self._state = state
         self._max_body = max_body
         self._ids = itertools.count(1)
+        self._under_way = 0
+        self._idle = asyncio.Event()
         self._boot = secrets.token_hex(4)
         self._fixed = {
             (route.method, route.path): _Prepared(route)
@@ -159,6 +161,19 @@ class Api:
         """The factory of connections, for ``loop.create_server``."""
         return lambda: HttpConnection(server, self, self._state, loop=loop, **self._options)
 
+    async def idle(self, seconds: float) -> None:
+        """Wait until no request is under way, at most that long; streams do not count."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._under_way:
+                    self._idle.clear()
+                    await self._idle.wait()
+
+    def _done(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
+
     def new_request_id(self) -> str:
         """An id for the log and the X-Request-Id header."""
         return f"{self._boot}-{next(self._ids)}"
@@ -167,6 +182,8 @@ class Api:
         request_id = self.new_request_id()
         registry = self._state.registry
         client = None
+        stream = None
+        self._under_way += 1
         try:
             http, caller, connection = _peer(request)
             client = connection.client
@@ -187,8 +204,11 @@ class Api:
             reply = await route.handler(
                 Call(self._state, caller, connection, request.headers, path, query, body)
             )
-            if reply.content is not None and not isinstance(reply.content, (bytes, BaseModel)):
-                return await _send_stream(http, request, reply.content, request_id)
+            content = reply.content
+            if content is not None and not isinstance(content, (bytes, BaseModel)):
+                stream = content
+                self._done()
+                return await _send_stream(http, request, stream, request_id)
         except Exception as raised:
             error = problem.from_exception(raised, request_id)
             self._log(request, request_id, error)
@@ -196,7 +216,9 @@ class Api:
         finally:
             if client is not None:
                 registry.end_request(client)
-        return _answer(reply.content, reply, request_id)
+            if stream is None:
+                self._done()
+        return _answer(content, reply, request_id)
 
     async def _resolve(self, request: web.BaseRequest) -> tuple[_Prepared, Mapping[str, str]]:
         """The route of a path with parameters. Raises HTTPNotFound, HTTPMethodNotAllowed."""
@@ -308,7 +330,7 @@ async def _send_stream(
 
     try:
         await response.prepare(request)
-        async with aclosing(stream.begin(abort)) as pieces:
+        async with contextlib.aclosing(stream.begin(abort)) as pieces:
             async for piece in pieces:
                 await response.write(piece)
         await response.write_eof()

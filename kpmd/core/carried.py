@@ -36,10 +36,16 @@ def head(record: Client | Lease | Program | Link) -> dict[str, Any]:
     if isinstance(record, Lease):
         made |= {"ttl": record.ttl, "deadline": record.deadline}
     elif isinstance(record, Program):
-        made["released"] = record.released
+        made |= {"released": record.released, **_life(record)}
     elif isinstance(record, Link):
-        made["detaching"] = record.detaching
+        made |= {"detaching": record.detaching, **_life(record)}
     return made
+
+
+def _life(record: Program | Link) -> dict[str, Any]:
+    """What it lives as long as: changes where nobody can tell any more when that ends."""
+    lifetime = record.lifetime
+    return {"lifetime": [lifetime.kind, lifetime.lease], "anchor": record.anchor}
 
 
 def body(record: Client | Lease | Program | Link, maps: tuple[Map, ...] = ()) -> bytes:
@@ -65,12 +71,16 @@ def read(head_: Mapping[str, Any], body_: bytes) -> Carried:
             return Carried(_record(Lease, lease))
         if kind == "program":
             maps = tuple(_record(Map, each) for each in data.pop("map_records", ()))
-            return Carried(_record(Program, {**data, "released": head_["released"]}), maps)
+            return Carried(_record(Program, {**data, **_changed(head_, "released")}), maps)
         if kind == "link":
-            return Carried(_record(Link, {**data, "detaching": head_["detaching"]}))
+            return Carried(_record(Link, {**data, **_changed(head_, "detaching")}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"the state cannot be read: {error!r}") from error
     raise Unreadable(f"the state is of a kind that is not known here: {kind!r}")
+
+
+def _changed(head_: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: head_[name] for name in ("lifetime", "anchor", *names)}
 
 
 _KINDS: dict[type[Any], str] = {
@@ -84,9 +94,9 @@ _KINDS: dict[type[Any], str] = {
 _LEFT_OUT = {
     Client: ("connections", "requests", "programs", "links", "leases", "ended", "process"),
     Lease: ("ttl", "deadline"),
-    Program: ("links", "holds", "released"),
+    Program: ("links", "holds", "released", "lifetime", "anchor"),
     Map: ("programs",),
-    Link: ("detaching",),
+    Link: ("detaching", "lifetime", "anchor"),
 }
 
 
@@ -100,8 +110,6 @@ def _plain(record: Client | Lease | Program | Map | Link) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
-    if isinstance(value, Lifetime):
-        return {"kind": value.kind, "lease": value.lease}
     if isinstance(value, Targets):
         return {
             "names": value.names,
@@ -127,7 +135,7 @@ def _unpacked(text: str) -> array[int]:
 R = TypeVar("R", Client, Lease, Program, Map, Link)
 
 _READ: dict[str, Any] = {
-    "lifetime": lambda value: Lifetime(value["kind"], value["lease"]),
+    "lifetime": lambda value: Lifetime(*value),
     "targets": lambda value: Targets(
         tuple(value["names"]),
         _unpacked(value["addresses"]),

@@ -97,6 +97,4 @@ class Leases:
 
 def _gone(id_: str, reason: Reason) -> Gone:
     why = _WHY.get(reason, "has ended")
-    return Gone(
-        f"lease {id_} {why}, and all that was bound to it; make a new one with POST /leases"
-    )
+    return Gone(f"lease {id_} {why}, and all that was bound to it; make a new one")

@@ -85,6 +85,10 @@ class Shelf(Generic[R]):
                 last = index[position]
         return found, None
 
+    def ids(self, key: Hashable) -> list[str]:
+        """The ids of all records of index ``key``."""
+        return [self._by_number[number].id for number in self._indexes.get(key, ())]
+
     def count(self, key: Hashable) -> int:
         """How many records index ``key`` has."""
         return len(self._indexes.get(key, ()))

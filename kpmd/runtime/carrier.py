@@ -26,6 +26,10 @@ def owned_fds(handle: Any) -> Sequence[OwnedFd]:
     return [fd for each in handle.handles for fd in owned_fds(each)]
 
 
+#: Lifetimes that are longer than the daemon's: what has one must be stored.
+OUTLIVES = ("lease", "persistent")
+
+
 class Carrier:
     """Puts records into the FD store as they are made. Without a store it does nothing."""
 
@@ -52,14 +56,15 @@ class Carrier:
         record: Lease | Program | Link,
         handles: Sequence[Handle] = (),
         maps: Sequence[Map] = (),
+        *,
+        must: bool,
     ) -> None:
         """Store a record's file descriptors (a program's before those of its maps) and its state.
 
-        Does nothing where it has ended since ``begin``. Raises Quota where the store is full, and
-        KernelError: only for what must outlive the daemon. What lives as long as a process works
-        all the same, until then.
+        Does nothing where it is stored already, or has ended since ``begin``. Raises Quota where
+        the store is full, and KernelError: only for what ``must`` outlive the daemon. What lives as
+        long as a process works all the same, until then.
         """
-        must = isinstance(record, Lease) or record.lifetime.kind in ("lease", "persistent")
         fds = [fd for handle in handles for fd in owned_fds(handle)]
         try:
             await self._put(record, fds, tuple(maps))
@@ -89,6 +94,7 @@ class Carrier:
         try:
             await self._put(client, [fd])
         except (Full, OSError) as error:
+            self.take(client.id)  # to be tried again with the next thing that it makes
             log.warning("not in the FD store", id=client.id, error=str(error))
         finally:
             fd.close()

@@ -13,6 +13,7 @@ import array
 import errno
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -31,6 +32,9 @@ _MOST_FDS = 250
 
 #: Where the state's changing part ends: within one page, so that no kill can leave half of it.
 _HEAD = 256
+
+#: Where in its bundle a message's FDs begin, and how many the bundle has.
+_PLACE = re.compile(rb"(\d{1,6}) (\d{1,6})\Z")
 
 
 class Full(Exception):
@@ -78,7 +82,7 @@ class FdStore:
 
     def _reserve(self, count: int) -> None:
         with self._lock:
-            if self._used + count > self.capacity:
+            if count > 0 and self._used + count > self.capacity:
                 raise Full(self.capacity)
             self._used += count
 
@@ -113,22 +117,24 @@ class Bundle:
         name: str,
         sockets: Sequence[socket.socket] = (),
         state: OwnedFd | None = None,
+        places: int = 0,
     ) -> None:
-        """``sockets`` and ``state``: those of one that is stored already."""
+        """``sockets``, ``state``, and ``places`` taken: those of one that is stored already."""
         self.name = name
         self._store = store
         self._sockets = list(sockets)
         self._state = state
+        self._places = places
         self._dropped = False
         self._lock = threading.Lock()
 
     def put(self, head: Mapping[str, Any], body: bytes, fds: Sequence[OwnedFd]) -> None:
-        """Store it: ``head`` can be changed later. Does nothing when it is dropped already.
+        """Store it: ``head`` can be changed later. Does nothing when it is stored, or dropped.
 
         Raises Full, and OSError where the kernel or the manager refuses.
         """
         with self._lock:
-            if self._dropped or not self._store:
+            if self._dropped or self._places or not self._store:
                 return
             sockets: list[socket.socket] = []
             state = OwnedFd(os.memfd_create("kpmd-state", os.MFD_CLOEXEC), f"state of {self.name}")
@@ -146,7 +152,7 @@ class Bundle:
                 if isinstance(error, Closed):
                     return  # it is being closed right now
                 raise
-            self._sockets, self._state = sockets, state
+            self._sockets, self._state, self._places = sockets, state, len(sockets)
 
     def update(self, head: Callable[[], Mapping[str, Any]]) -> None:
         """Change the state's head, in one write. Does nothing where there is no state."""
@@ -164,8 +170,8 @@ class Bundle:
                 self._state.close()
             for each in self._sockets:
                 _drain(each)
-            if self._sockets:
-                self._store.remove(self.name, len(self._sockets))
+            if self._places:
+                self._store.remove(self.name, self._places)
             for each in self._sockets:
                 each.close()
 
@@ -258,6 +264,7 @@ def _open(store: FdStore, name: str, passed: Sequence[int]) -> Adopted:
     bare: list[OwnedFd] = []
     parts: dict[int, list[OwnedFd]] = {}
     total = 0
+    legible = True
     for fd in passed:
         try:
             sock = socket.socket(fileno=fd)
@@ -270,17 +277,26 @@ def _open(store: FdStore, name: str, passed: Sequence[int]) -> Adopted:
         sockets.append(sock)
         try:
             data, fds = _receive(sock, socket.MSG_PEEK)
-            owned = [OwnedFd(each, f"stored {name}") for each in fds]
-            start, total = (int(number) for number in data.split()) if data else (0, total)
-            parts[start] = owned
-        except (OSError, ValueError) as error:
+        except OSError as error:
             log.error("the FD store's entry cannot be read", error, name=name)
+            legible = False
+            continue
+        owned = [OwnedFd(each, f"stored {name}") for each in fds]
+        found = _PLACE.match(data)
+        if found:
+            start, total = int(found[1]), int(found[2])
+            parts[start] = owned
+        else:
+            # Nothing at all: it was taken out. Anything else: nobody here wrote it.
+            bare += owned
     fds_ = [fd for _, part in sorted(parts.items()) for fd in part]
-    found = None if bare or not fds_ else _read(name, fds_[0])
-    if found is None:
-        return Adopted(Bundle(store, name, sockets), None, b"", fds_ + bare)
-    bundle = Bundle(store, name, sockets, fds_[0])
-    return Adopted(bundle, *found, fds_[1:], whole=len(fds_) == total)
+    bundle = Bundle(store, name, sockets, None, len(passed))
+    if legible and len(fds_) < total:
+        return Adopted(bundle, None, b"", fds_, whole=False)
+    state = None if bare or not fds_ else _read(name, fds_[0])
+    if state is None:
+        return Adopted(bundle, None, b"", fds_ + bare)
+    return Adopted(Bundle(store, name, sockets, fds_[0], len(passed)), *state, fds_[1:])
 
 
 def _read(name: str, state: OwnedFd) -> tuple[dict[str, Any], bytes] | None:

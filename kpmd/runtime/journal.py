@@ -19,9 +19,12 @@ from kpmd.log import Log
 
 log = Log("kpmd.journal")
 
-#: Events kept of each user, and of all together for administrators. Who is further behind than
-#: that cannot be told what happened meanwhile.
+#: Events kept of each user, and of all together for administrators.
 HISTORY = 4096
+
+#: Events that a listener may be behind. Less than are kept: who is cut off can go on where it was,
+#: though what was on its way to it is lost with the connection.
+MOST_BEHIND = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ class Journal:
             scope.entries.append(Entry(id_, line))
             scope.next += 1
             scope.wake.set()
-            for listener in [each for each in scope.listeners if each.place < scope.first]:
+            behind = scope.next - MOST_BEHIND
+            for listener in [each for each in scope.listeners if each.place < behind]:
                 log.info("listener too slow", uid=record.uid)
                 listener.lose()
 
@@ -135,7 +139,7 @@ class Listener:
         self._closed = False
         #: The number of the event that it gets next.
         self.place = place
-        #: Called when an event that it has not had is kept no more.
+        #: Called when it is too far behind.
         self.on_lost: Callable[[], None] = lambda: None
         scope.listeners.add(self)
 
@@ -160,7 +164,7 @@ class Listener:
         return not self._closed and not self._journal.closed
 
     def lose(self) -> None:
-        """It is too far behind: events that it has not had are gone."""
+        """It is too far behind."""
         self.close()
         self.on_lost()
 

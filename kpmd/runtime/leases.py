@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kpmd.core.model import Caller, Connection, Lease, Link, new_id
+from kpmd.core.model import Caller, Connection, Lease, new_id
 from kpmd.log import Log
 from kpmd.runtime.state import State
 
@@ -34,7 +34,7 @@ async def create(
     state.lease_timer.arm()
     try:
         await state.clients.carry(client)
-        await state.carrier.carry(lease)
+        await state.carrier.carry(lease, must=True)
     except BaseException:
         state.closing.later(state.registry.withdraw_lease(lease))
         raise
@@ -52,6 +52,7 @@ async def renew(state: State, caller: Caller, id_: str, ttl: float | None) -> Le
 
 async def end(state: State, caller: Caller, id_: str) -> None:
     """End a lease; returns when all that was bound to it is detached. Raises Gone, NotFound."""
-    bound = [each.id for each in state.registry.bound(id_) if isinstance(each, Link)]
-    await state.closing.now(state.registry.end_lease(caller, id_, state.clock()), bound)
+    ending = state.registry.end_lease(caller, id_, state.clock())
+    # With those that were being detached already.
+    await state.closing.now(ending, state.registry.links.ids(("lease", id_)))
     log.info("lease ended", id=id_, uid=caller.uid)

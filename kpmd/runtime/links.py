@@ -23,9 +23,11 @@ from kpmd.errors import (
 )
 from kpmd.log import Log
 from kpmd.runtime import parts
+from kpmd.runtime.carrier import OUTLIVES
 from kpmd.runtime.executor import Lane
 from kpmd.runtime.features import MULTI_FEATURE, Feature, not_supported
 from kpmd.runtime.kernel import Handle
+from kpmd.runtime.programs import carry as carry_program
 from kpmd.runtime.state import State
 
 log = Log("kpmd.links")
@@ -93,7 +95,10 @@ async def attach(
     state.keep(link, made.handle)
     try:
         await state.clients.carry(client)
-        await state.carrier.carry(link, [made.handle])
+        must = link.lifetime.kind in OUTLIVES
+        # Loaded while the store was full, it may not be there: a link needs it to mean anything.
+        await carry_program(state, program, must=must)
+        await state.carrier.carry(link, [made.handle], must=must)
     except BaseException:
         state.closing.later(state.registry.withdraw(link))
         raise
@@ -113,13 +118,14 @@ async def attach(
 
 
 async def plan(
-    state: State, caller: Caller, spec: LinkSpec
+    state: State, caller: Caller, connection: Connection, spec: LinkSpec
 ) -> tuple[Program, Resolved, KpmdError | None]:
     """What ``attach`` would attach to and what not, and why; the kernel is not touched.
 
     Returns the program, what is found, and the error that ``attach`` would give for it. Raises
-    Invalid, NotFound, WrongAttachType and NotSupported as ``attach`` does.
+    Invalid, NotFound, Gone, WrongAttachType and NotSupported as ``attach`` does.
     """
+    state.registry.anchor(caller, connection, spec.lifetime, state.clock())
     program = state.registry.program(caller, spec.program)
     await _check(state, program, spec)
 

@@ -13,6 +13,7 @@ from kpmd.core.model import Caller, Client, Connection, Map, Mechanism, Program,
 from kpmd.core.specs import BuiltinSource, InstructionsSource, ProgramSpec
 from kpmd.errors import Invalid, NotFound
 from kpmd.log import Log
+from kpmd.runtime.carrier import OUTLIVES
 from kpmd.runtime.executor import Lane
 from kpmd.runtime.features import MULTI_FEATURE
 from kpmd.runtime.state import State
@@ -58,20 +59,25 @@ async def load(
         state.map_details[each.id] = mapped.details
     try:
         await state.clients.carry(client)
-        for program, made in zip(programs, loaded.programs, strict=True):
-            used = [
-                pair for pair in zip(maps, loaded.maps, strict=True) if pair[0].id in program.maps
-            ]
-            await state.carrier.carry(
-                program,
-                [made.fd, *(mapped.fd for _, mapped in used)],
-                [each for each, _ in used],
-            )
+        for program in programs:
+            await carry(state, program, must=program.lifetime.kind in OUTLIVES)
     except BaseException:
         for program in programs:
             state.closing.later(state.registry.withdraw(program))
         raise
     return programs, maps, [made.log for made in loaded.programs]
+
+
+async def carry(state: State, program: Program, *, must: bool) -> None:
+    """Put a program and its maps into the FD store, unless they are there, or it has ended.
+
+    Raises as ``Carrier.carry`` does.
+    """
+    if state.registry.programs.get(program.id) is not program:
+        return
+    maps = [each for id_ in program.maps if (each := state.registry.maps.get(id_)) is not None]
+    handles = [state.handle(program.id), *(state.handle(each.id) for each in maps)]
+    await state.carrier.carry(program, handles, maps, must=must)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ class _Found:
     links: list[tuple[Link, Handle, Adopted]] = field(default_factory=list)
     #: Names of bundles whose state cannot be read.
     lost: set[str] = field(default_factory=set)
+    #: What has another lifetime than it is stored with.
+    changed: list[Program | Link] = field(default_factory=list)
     #: To be closed and forgotten: never finished, or nothing that is ours.
     refuse: list[Adopted | OwnedFd] = field(default_factory=list)
 
@@ -72,6 +74,8 @@ async def restore(state: State, store: FdStore, passed: Iterable[tuple[str, int]
         state.map_details[each.id] = details
     for lease, adopted in found.leases:
         state.carrier.adopt(lease.id, adopted.bundle)
+    for thing in found.changed:
+        state.carrier.update_later(thing)
     alive = [
         (client, process_of(adopted.fds[0].fileno(), client.pid))
         for client, adopted in found.clients
@@ -84,6 +88,9 @@ async def restore(state: State, store: FdStore, passed: Iterable[tuple[str, int]
         [link for link, _, _ in found.links],
     )
     for client, adopted in found.clients:
+        if state.registry.clients.get(client.id) is None:
+            found.refuse.append(adopted)  # it holds nothing, and is forgotten
+            continue
         state.carrier.adopt(client.id, adopted.bundle)
         state.clients.watch(client, adopted.fds[0].detach())
     await state.executor.run(_refuse, found.refuse, lane=Lane.CLOSE)
@@ -131,15 +138,17 @@ def _open(kernel: Kernel, store: FdStore, passed: list[tuple[str, int]]) -> _Fou
 
 def _sort(kernel: Kernel, found: _Found, adopted: Adopted) -> None:
     """Put a bundle where it belongs. Raises Unreadable."""
+    if not adopted.whole:
+        # The daemon was killed while it stored or dropped it: nobody was told that it was made, or
+        # it had ended.
+        log.warning("not taken over", name=adopted.name, reason="it is not complete")
+        found.refuse.append(adopted)
+        return
     if adopted.head is None:
         raise carried.Unreadable("there is no state")
     content = carried.read(adopted.head, adopted.body)
     record = content.record
-    if not adopted.whole:
-        # It was killed in the middle of storing it, so nobody was told that it was made.
-        log.warning("not taken over", name=adopted.name, reason="it is not complete")
-        found.refuse.append(adopted)
-    elif isinstance(record, Lease):
+    if isinstance(record, Lease):
         found.leases.append((record, adopted))
     elif isinstance(record, Client):
         if has_exited(adopted.fds[0].fileno()):
@@ -278,3 +287,4 @@ def _settle(kernel: Kernel, found: _Found) -> None:
             thing.anchor = ""
             thing.lifetime = Lifetime("persistent")
             thing.labels = {**thing.labels, **ORPHAN}
+            found.changed.append(thing)

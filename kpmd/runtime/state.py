@@ -81,6 +81,18 @@ class State:
         self._handles: dict[str, Handle] = {}
         self._user_names: dict[int, str | None] = {}
         self.stopping = False
+        #: What has to be added to the clock to get the time of day.
+        self._offset = now() - clock()
+
+    def time_of(self, deadline: float) -> float:
+        """The time of day, in seconds since the epoch, of a time of the clock.
+
+        The same each time it is asked for, as long as the two clocks go on side by side.
+        """
+        offset = self.now() - self.clock()
+        if abs(offset - self._offset) > 1:
+            self._offset = offset  # the time was set, or the machine was suspended
+        return deadline + self._offset
 
     def check_open(self) -> None:
         """Raise ShuttingDown once the daemon stops: nothing new is made then."""
@@ -119,19 +131,21 @@ class State:
             self._user_names[client.uid] = await self.executor.run(user_name, client.uid)
         return self._user_names[client.uid]
 
-    async def close(self, *, keep: bool = False) -> None:
-        """End the pools and the kernel's helpers, and before that detach and close everything.
+    async def end(self, *, keep: bool) -> None:
+        """End everything; returns when all is detached and closed.
 
         ``keep``: what is in the FD store stays as it is, for the next daemon.
         """
         self.stopping = True
         self.lease_timer.close()
-        self.journal.close()
         if keep:
             self.closing.stop()
         else:
             ending = self.registry.end_all()
             await self.closing.now(ending, [link.id for link in self.registry.links])
+
+    async def close(self) -> None:
+        """End the pools and the kernel's helpers, when what runs in them has ended."""
         await self.closing.drain()
         await self.carrier.drain()
         self.clients.close()
