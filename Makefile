@@ -61,7 +61,7 @@ check: $(STAMP)
 ## unit: unit and HTTP tests, without a VM
 unit: $(STAMP) setup-run
 	@deploy/apt-install cpio
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2
 
 ## test-own: the kernel tests on this machine's own kernel
 test-own: $(STAMP) setup-run

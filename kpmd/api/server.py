@@ -336,6 +336,10 @@ async def _send_stream(
         await response.write_eof()
     except ConnectionError:
         log.debug("stream cut", request=request_id)
+    except Exception as error:
+        # It is too late for a problem document: let nobody take this for the end.
+        log.error("bug", error, request=request_id)
+        abort()
     finally:
         http.stream = None
         stream.close()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kpmd.core.model import Client, Lease, Lifetime, Link, Map, Program, Skipped, Targets
 
@@ -71,10 +73,13 @@ def read(head_: Mapping[str, Any], body_: bytes) -> Carried:
             return Carried(_record(Lease, lease))
         if kind == "program":
             maps = tuple(_record(Map, each) for each in data.pop("map_records", ()))
-            return Carried(_record(Program, {**data, **_changed(head_, "released")}), maps)
+            program = _record(Program, {**data, **_changed(head_, "released")})
+            if sorted(each.id for each in maps) != sorted(program.maps):
+                raise ValueError("the maps are not those of the program")
+            return Carried(program, maps)
         if kind == "link":
             return Carried(_record(Link, {**data, **_changed(head_, "detaching")}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Unreadable(f"the state cannot be read: {error!r}") from error
     raise Unreadable(f"the state is of a kind that is not known here: {kind!r}")
 
@@ -148,12 +153,42 @@ _READ: dict[str, Any] = {
 
 
 def _record(kind: type[R], data: Mapping[str, Any]) -> R:
-    """A record of its fields; those that it does not know are of a newer kpmd, and left out."""
-    known = {each.name for each in fields(kind)}
-    return kind(
+    """A record of its fields; those that it does not know are of a newer kpmd, and left out.
+
+    Raises TypeError where a field is not of its type: what is wrong here would break things later.
+    """
+    hints = get_type_hints(kind)
+    made = kind(
         **{
             name: _READ[name](value) if name in _READ else value
             for name, value in data.items()
-            if name in known
+            if name in hints
         }
     )
+    for name, hint in hints.items():
+        if not _fits(getattr(made, name), hint):
+            raise TypeError(f"{name} is not of its type")
+    return made
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as records have such types."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is UnionType or origin is Union:
+        return any(_fits(value, each) for each in arguments)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, arguments[0]) and _fits(each, arguments[1]) for key, each in value.items()
+        )
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if hint is Lifetime:
+        return isinstance(value, Lifetime) and all(
+            _fits(getattr(value, name), each) for name, each in get_type_hints(Lifetime).items()
+        )
+    kind = origin or hint
+    return type(value) is kind if kind in (int, bool) else isinstance(value, kind)

@@ -42,6 +42,7 @@ def is_being_stopped() -> bool:
             ["systemctl", "--no-legend", "--no-pager", "list-jobs", unit],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_PATIENCE,
             check=True,
         ).stdout

@@ -101,17 +101,22 @@ def symbol_files(
 
 
 class _LinkFd(OwnedFd):
-    """Calls the hook ``close_link`` of its kernel before it closes, as a kernel takes its time."""
+    """Calls hooks of its kernel before it closes, as a kernel takes its time.
 
-    __slots__ = ("_kernel",)
+    ``close_link`` for each link, and ``close_link N`` for the one of that kernel id.
+    """
+
+    __slots__ = ("_kernel", "_number")
 
     def __init__(self, kernel: FakeKernel, number: int) -> None:
         super().__init__(os.eventfd(number), "link")
         self._kernel = kernel
+        self._number = number
 
     def close(self) -> None:
         if not self.closed:
             self._kernel.enter("close_link")
+            self._kernel.enter(f"close_link {self._number}")
         super().close()
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 from kpmd.api import openapi
 from kpmd.api.app import routes
 from tests.fakes.kernel import FakeKernel
+from tests.fakes.systemd import Manager
 from tests.http.actor import Actor
+from tests.http.house import Clock, House
 from tests.http.samples import Gate
 from tests.http.serving import Client, Served
 
@@ -40,12 +44,49 @@ def kernel() -> FakeKernel:
 
 
 @pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[Manager]:
+    """A service manager with an FD store, which outlives the daemons."""
+    with TemporaryDirectory(prefix="kpmd-") as folder:
+        made = Manager(Path(folder))
+        made.listen()
+        yield made
+        made.close()
+
+
+@pytest.fixture
+async def house(kernel: FakeKernel, manager: Manager) -> AsyncIterator[House]:
+    """A machine with a first daemon."""
+    async with AsyncExitStack() as stack:
+        made = House(kernel, manager, stack)
+        await made.start()
+        yield made
+        # A failed test may have left requests held up.
+        open_gates(kernel)
+
+
+@pytest.fixture
+async def process(house: House) -> AsyncIterator[Callable[..., Awaitable[Actor]]]:
+    """Makes processes on it; each speaks to the daemon that was there when it began."""
+    async with AsyncExitStack() as stack:
+
+        async def start(uid: int = 0) -> Actor:
+            return await stack.enter_async_context(Actor(house.daemon.path, uid))
+
+        yield start
+
+
+@pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """Makes daemons; all are stopped at the end."""
     async with AsyncExitStack() as stack:
 
-        async def start(kernel: FakeKernel, **options: int | float | str) -> Served:
-            served = await Served.start(kernel, **options)  # type: ignore[arg-type]
+        async def start(kernel: FakeKernel, **options: Any) -> Served:
+            served = await Served.start(kernel, **options)
             stack.push_async_callback(served.stop)
             stack.callback(open_gates, kernel)
             return served

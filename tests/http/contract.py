@@ -16,6 +16,8 @@ from kpmd.api.app import routes
 from kpmd.api.openapi import document
 
 PROBLEM = "application/problem+json"
+NDJSON = "application/x-ndjson"
+SSE = "text/event-stream"
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -111,6 +113,10 @@ def check(method: str, path: str, answer: Answer) -> None:
         assert answer.body == b"", what
         return
     assert kind in told["content"], f"{what}: {kind}"
+    if kind in (NDJSON, SSE):
+        for event in events(kind, answer.body):
+            _check_schema(told["content"][kind]["schema"], event)
+        return
     value = json.loads(answer.body)
     _check_schema(told["content"][kind]["schema"], value)
     for header in told.get("headers", {}):
@@ -122,3 +128,21 @@ def check(method: str, path: str, answer: Answer) -> None:
         assert value["detail"], what
         if known is not None:
             assert f"`{value['kind']}`" in told["description"], f"{what}: {value['kind']}"
+
+
+def events(content_type: str, data: bytes) -> list[Any]:
+    """The events in part of a stream; fails where it is not what its content type says."""
+    parts = data.split(b"\n" if content_type == NDJSON else b"\n\n")
+    assert parts.pop() == b"", f"cut in the middle of an event: {data[-200:]!r}"
+    if content_type == NDJSON:
+        return [json.loads(part) for part in parts]
+    found = []
+    for part in parts:
+        if part == b":":
+            continue  # a comment, against the silence
+        id_, value = part.split(b"\n")
+        assert id_.startswith(b"id: "), part
+        assert value.startswith(b"data: "), part
+        found.append(json.loads(value.removeprefix(b"data: ")))
+        assert found[-1]["seq"].encode() == id_.removeprefix(b"id: ")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,22 +18,38 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from kpmd.api.app import make_api
+from kpmd.api.app import make_api, wind_down
+from kpmd.api.server import Api
+from kpmd.bpf.fd import OwnedFd
 from kpmd.core.deny import DenyList
 from kpmd.core.specs import MAX_TARGETS
 from kpmd.listener import Listener, make
-from kpmd.runtime.state import State
+from kpmd.runtime.carrier import owned_fds
+from kpmd.runtime.fdstore import FdStore
+from kpmd.runtime.notify import Notifier
+from kpmd.runtime.restore import restore
+from kpmd.runtime.state import State, _Stored
 from tests.fakes.kernel import FakeKernel
+from tests.fakes.systemd import Manager
 from tests.http.contract import Answer, check
 
 
 class Served:
     """A daemon in this event loop. Make it with ``start``; ``stop`` ends it as SIGTERM does."""
 
-    def __init__(self, kernel: FakeKernel, state: State, runner: web.ServerRunner) -> None:
+    def __init__(
+        self,
+        kernel: FakeKernel,
+        state: State,
+        api: Api,
+        runner: web.ServerRunner,
+        patience: float,
+    ) -> None:
         self.kernel = kernel
         self.state = state
+        self._api = api
         self._runner = runner
+        self._patience = patience
         self._listener: Listener | None = None
         self._server: asyncio.AbstractServer | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="kpmd-test-"))
@@ -48,17 +65,27 @@ class Served:
         shutdown_seconds: float = 5.0,
         deny: str = "",
         max_targets: int = MAX_TARGETS,
+        manager: Manager | None = None,
+        clock: Callable[[], float] = time.monotonic,
         **limits: int,
     ) -> Served:
-        """Serve ``kernel``; ``deny`` is the deny list, ``limits`` are those of ``make_api``."""
+        """Serve ``kernel``; ``deny`` is the deny list, ``limits`` are those of ``make_api``.
+
+        ``manager``: whose FD store is used; what is in it is taken over. ``clock``: that of leases.
+        """
         loop = asyncio.get_running_loop()
-        state = State(kernel, deny=DenyList.parse(deny), max_targets=max_targets)
+        store = FdStore(Notifier(manager.address), manager.capacity) if manager else None
+        state = State(
+            kernel, deny=DenyList.parse(deny), max_targets=max_targets, store=store, clock=clock
+        )
         await state.executor.run(kernel.start)
+        if manager is not None and store is not None:
+            await restore(state, store, manager.pass_on())
         api = make_api(state, **limits)
         runner = api.runner(shutdown_seconds)
         await runner.setup()
         assert runner.server is not None
-        served = cls(kernel, state, runner)
+        served = cls(kernel, state, api, runner, shutdown_seconds)
         served._listener = make(served.path, None, 0o666)
         served._server = await loop.create_unix_server(
             api.protocol(runner.server, loop), sock=served._listener.sock
@@ -71,15 +98,59 @@ class Served:
         assert self._runner.server is not None
         return sum(each.transport is not None for each in self._runner.server.connections)
 
-    async def stop(self) -> None:
-        """End it, in the daemon's order. Does nothing the second time."""
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The server's ends of all connections."""
+        assert self._runner.server is not None
+        open_ = [each.transport for each in self._runner.server.connections]
+        return [each.get_extra_info("socket") for each in open_ if each is not None]
+
+    async def stop(self, *, keep: bool = False) -> None:
+        """End it, in the daemon's order. Does nothing the second time.
+
+        ``keep``: as where systemd is about to start the next one.
+        """
         server, self._server = self._server, None
         if server is None or self._listener is None:
             return
-        self.state.stopping = True
+        await wind_down(server, self._api, self._runner, self.state, self._patience, keep=keep)
+        self._exit()
+
+    async def kill(self) -> None:
+        """End it as SIGKILL does: of what happens to it from now on it takes no notice."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        state = self.state
+        state.stopping = True
+        state.lease_timer.close()
+        state.closing.stop()
+        state.clients.close()
+        setattr(state.clients, "disconnect", lambda connection: None)  # noqa: B010 - for mypy
+        state.journal.close()
         server.close()
         await self._runner.cleanup()
-        await self.state.close()
+        await state.close()
+        self._exit()
+
+    def _exit(self) -> None:
+        """What the kernel does for a process that is gone: it closes its file descriptors."""
+        state = self.state
+        bundles, handles = [*state.carrier._bundles.values()], [*state._handles.values()]
+        for job in state.closing._jobs.values():
+            assert isinstance(job.handle, _Stored)
+            handles.append(job.handle.handle)
+            if job.handle.bundle is not None:
+                bundles.append(job.handle.bundle)
+        for handle in handles:
+            for fd in owned_fds(handle):
+                OwnedFd.close(fd)  # not as the fake kernel's links close, which can be held up
+        for bundle in bundles:
+            if bundle._state is not None:
+                bundle._state.close()
+            for sock in bundle._sockets:
+                sock.close()
+        assert self._listener is not None
         self._listener.close()
         shutil.rmtree(self._folder)
 

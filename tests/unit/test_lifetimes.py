@@ -361,12 +361,12 @@ class Machine(RuleBasedStateMachine):
         old = self.registry
         clients = [_again(client) for client in old.clients if _holds(client)]
         leases = [_again(lease) for lease in old.leases]
-        maps = {
-            each.id: each
-            for program in old.programs
-            for each in _maps_again(program, [each for each in old.maps if each.id in program.maps])
-        }
-        programs = [_again(program) for program in old.programs]
+        maps: dict[str, Map] = {}
+        programs = []
+        for program in old.programs:
+            own = tuple(each for each in old.maps if each.id in program.maps)
+            programs.append(_again(program, own))
+            maps |= {each.id: each for each in _maps_again(program, own)}
         links = [_again(link) for link in old.links if link.lifetime.kind != "connection"]
         # The kernel itself ends what only the old daemon held.
         for link in old.links:
@@ -480,16 +480,16 @@ def _holds(client: Client) -> bool:
 R = TypeVar("R", Client, Lease, Program, Link)
 
 
-def _again(record: R) -> R:
+def _again(record: R, maps: tuple[Map, ...] = ()) -> R:
     """A record, stored by one daemon and read by the next."""
-    content = carried.read(carried.head(record), carried.body(record))
+    content = carried.read(carried.head(record), carried.body(record, maps))
     assert isinstance(content.record, type(record))
     return content.record
 
 
-def _maps_again(program: Program, maps: list[Map]) -> tuple[Map, ...]:
+def _maps_again(program: Program, maps: tuple[Map, ...]) -> tuple[Map, ...]:
     """The maps of a program, stored with it."""
-    content = carried.read(carried.head(program), carried.body(program, tuple(maps)))
+    content = carried.read(carried.head(program), carried.body(program, maps))
     return content.maps
 
 
