@@ -1,4 +1,4 @@
-"""The command line: ``python -m tests.bench prepare|vm|here``; see README.md."""
+"""The command line: ``python -m tests.bench prepare|vm|here|soak``; see README.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import attach, idle, index, latency
+from tests.bench import attach, closing, detach, idle, index, latency, soak
 from tests.bench.prepare import BUILD, FUNCTIONS, KALLSYMS, prepare
 from tests.bench.report import Row, print_table, say
 from tests.bench.running import Kpmd
@@ -20,6 +20,8 @@ _PARTS: dict[str, Callable[[attach.Bench, bool], list[Row]]] = {
     "glob": attach.by_glob,
     "single": attach.one_by_one,
     "latency": latency.measure,
+    "detach": detach.measure,
+    "closing": closing.measure,
 }
 
 
@@ -29,6 +31,10 @@ def _parser() -> argparse.ArgumentParser:
     making = commands.add_parser("prepare", help="fetch libbpf, build the yardsticks")
     making.add_argument("--kernel", default="6.12", help="whose lists of functions to save")
     making.add_argument("--refresh", action="store_true", help="make all of it anew")
+    long = commands.add_parser("soak", help="clients that come and die; as root, in the VM")
+    long.add_argument("--clients", type=int, default=1000)
+    long.add_argument("--seconds", type=float, default=600, help="in which they come, and are gone")
+    long.add_argument("--seed", type=int, default=1)
     for name, text in (("vm", "attaching; as root, in the VM"), ("here", "the rest; anywhere")):
         command = commands.add_parser(name, help=text)
         command.add_argument("--quick", action="store_true", help="few rounds: a rough idea")
@@ -80,12 +86,27 @@ def _here(quick: bool) -> bool:
     return print_table(_title(), rows)
 
 
+def _soak(plan: soak.Plan) -> bool:
+    names = [name for name in attach.read_functions().names if name.startswith(soak.PREFIXES)]
+    with tempfile.TemporaryDirectory(prefix="kpmd-bench-") as name:
+        Path(name).chmod(0o755)
+        kpmd = Kpmd(Path(name))
+        try:
+            kpmd.warm()
+            rows = soak.measure(kpmd, names, plan)
+        finally:
+            kpmd.close()
+    return print_table(_title(), rows)
+
+
 def main() -> int:
     """Do what the command line says; 1 where a target is missed."""
     arguments = _parser().parse_args()
     if arguments.action == "prepare":
         prepare(arguments.kernel, arguments.refresh)
         return 0
+    if arguments.action == "soak":
+        return 0 if _soak(soak.Plan(arguments.clients, arguments.seconds, arguments.seed)) else 1
     if not (BUILD / "zero.bpf.o").exists() or not KALLSYMS.exists():
         say("first run (outside the VM): python -m tests.bench prepare")
         return 2

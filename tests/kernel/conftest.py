@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,13 +19,21 @@ from typing import Any
 import pytest
 
 from tests.kernel.rest import Rest
+from tests.kernel.wire import NOBODY, Forked, Tell
+from tests.kernel.witness import (
+    PATIENCE,
+    Holdings,
+    eventually,
+    in_api,
+    in_kernel,
+    kprobes,
+    kprobes_in_api,
+)
 
 OBJECTS = Path(__file__).parents[1] / "objects"
 
 #: What each kernel of the matrix must answer: a missing feature fails, it never skips.
 EXPECTED = {"6.12": True, "7.3": True, "6.1": False, "5.10": False}
-
-NOBODY = 65534
 
 
 def _own_has(option: str) -> bool:
@@ -72,7 +83,10 @@ def release() -> tuple[int, int]:
 
 
 class Daemon:
-    """kpmd as a process of its own, as an administrator runs it."""
+    """kpmd as a process of its own, as an administrator runs it.
+
+    A thread reads its log all the time: a pipe that nobody empties would stop the daemon.
+    """
 
     def __init__(self, folder: Path, *options: str, under: Sequence[str] = ()) -> None:
         """``under``: a command, with its arguments, that starts the daemon."""
@@ -81,30 +95,71 @@ class Daemon:
             [*under, sys.executable, "-m", "kpmd", "--socket", self.socket, *options],
             stderr=subprocess.PIPE,
         )
-        assert self.process.stderr is not None
-        self._seen: list[dict[str, Any]] = []
+        self._told: list[dict[str, Any]] = []
+        self._read = 0
+        self._ended = False
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._follow, daemon=True)
+        self._reader.start()
         self.wait_for("listening")
 
-    def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
-        """Read the log until it tells of ``event``; the pytest timeout ends a wait in vain."""
+    @property
+    def pid(self) -> int:
+        """The daemon's own process, whatever command started it."""
+        return self.process.pid
+
+    def _follow(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            record: dict[str, Any] = json.loads(line)
-            self._seen.append(record)
+            with self._more:
+                self._told.append(json.loads(line))
+                self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
+
+    def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
+        """Read the log on until it tells of ``event``; what it told last, where it never does."""
+        deadline = time.monotonic() + PATIENCE
+        began = self._read
+        while True:
+            with self._more:
+                left = max(0.0, deadline - time.monotonic())
+                self._more.wait_for(lambda: self._ended or self._read < len(self._told), left)
+                if self._read == len(self._told):
+                    break
+                record = self._told[self._read]
+                self._read += 1
             if record["event"] == event and fields.items() <= record.items():
                 return record
-        raise AssertionError(f"kpmd ended before it told of {event}: {self._seen[-5:]}")
+        raise AssertionError(f"kpmd did not tell of {event} {fields}: {self._told[began:][-20:]}")
+
+    def mark(self) -> None:
+        """Let ``wait_for`` look only at what is told from now on."""
+        with self._more:
+            self._read = len(self._told)
+
+    def bugs(self) -> list[dict[str, Any]]:
+        """What the daemon told so far that must never happen."""
+        with self._more:
+            return [record for record in self._told if record["level"] == "error"]
 
     def fds(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal that ends it; its exit status."""
+        os.kill(self.pid, number)
+        status = self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
 
     def stop(self) -> int:
-        self.process.terminate()
-        _, rest = self.process.communicate()
-        self._seen += [json.loads(line) for line in rest.splitlines()]
-        bugs = [record for record in self._seen if record["level"] == "error"]
-        assert not bugs, bugs
-        return self.process.returncode
+        status = self.end()
+        assert not self.bugs(), self.bugs()
+        return status
 
 
 @pytest.fixture(scope="session")
@@ -133,9 +188,12 @@ def rest(daemon: Daemon) -> Iterator[Rest]:
 class Holder:
     """A client process of its own, as the user nobody."""
 
-    def __init__(self, socket: str, requests: list[Any], user: int = NOBODY) -> None:
+    def __init__(
+        self, socket: str, requests: list[Any], user: int = NOBODY, under: Sequence[str] = ()
+    ) -> None:
+        """``under``: a command, with its arguments, that starts the client."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kernel.holder", socket, json.dumps(requests)],
+            [*under, sys.executable, "-m", "tests.kernel.holder", socket, json.dumps(requests)],
             stdout=subprocess.PIPE,
             user=user,
             group=user,
@@ -166,6 +224,63 @@ def holder(daemon: Daemon) -> Iterator[Callable[..., Holder]]:
             return made
 
         yield start
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[..., Forked]]:
+    """Clients that are forked; those that the test leaves alive are killed."""
+    with ExitStack() as stack:
+
+        def start(work: Callable[[Tell], None], user: int = NOBODY) -> Forked:
+            made = Forked(work, user)
+            stack.callback(made.kill)
+            return made
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def warm(daemon: Daemon) -> None:
+    """What the daemon opens only once is open: so its file descriptors can be counted."""
+    rest = Rest(daemon.socket)
+    body = {"source": {"kind": "builtin", "builtin": "count"}}
+    program = rest.ok("POST", "/programs", body)["programs"][0]["id"]
+    rest.ok("POST", "/links", {"program": program, "kind": "kprobe", "symbols": ["vprintk"]})
+    rest.ok("DELETE", f"/programs/{program}?force=true")
+    rest.close()
+
+
+@pytest.fixture
+def exact(daemon: Daemon, warm: None, rest: Rest) -> Iterator[Callable[[], Holdings]]:
+    """Whether the kernel has just what the API lists; and in the end nothing, nor has the daemon.
+
+    The function that the test gets waits until it is so, and returns what there is then.
+    """
+    others = in_kernel() - in_api(rest)
+
+    def check() -> Holdings:
+        listed = Holdings()
+
+        def same() -> bool:
+            nonlocal listed
+            listed = in_api(rest)
+            return in_kernel() - others == listed and len(kprobes()) == kprobes_in_api(rest)
+
+        eventually(same, True)
+        return listed
+
+    own = os.getpid()
+    eventually(lambda: [each["pid"] for each in rest.items("/clients")], [own])
+    before = daemon.fds()
+    daemon.mark()
+    yield check
+    eventually(lambda: in_api(rest), Holdings())
+    eventually(in_kernel, others)
+    assert kprobes() == []
+    assert rest.items("/leases") == []
+    eventually(lambda: [each["pid"] for each in rest.items("/clients")], [own])
+    eventually(daemon.fds, before)
+    assert daemon.bugs() == []
 
 
 def bpftool_links(name: str = "kprobe_multi", number: int = 8) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 from tests.kernel.conftest import OBJECTS, Daemon, Holder, bpftool_links
 from tests.kernel.rest import Rest
 from tests.kernel.test_links import GETPID, GETTID, call_getpid, call_gettid
+from tests.kernel.witness import eventually
 
 pytestmark = pytest.mark.multi
 
@@ -80,10 +81,12 @@ def test_thousand_functions_in_one_request_die_with_their_client(
     daemon.wait_for("client gone", pid=client.process.pid)
     daemon.wait_for("ended", what="link", id=link["id"])
     assert bpftool_links() == []
+    # Only then does the loop learn of it.
+    daemon.wait_for("ended", what="program", id=program["id"])
     assert rest("GET", f"/links/{link['id']}")[0] == 404
     assert rest("GET", f"/programs/{program['id']}")[0] == 404
     assert rest.items("/maps") == []
-    assert daemon.fds() == before
+    eventually(daemon.fds, before)
 
 
 def test_cookies_by_name_and_by_address(rest: Rest, addresses: dict[str, int]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.kernel.conftest import (
-    NOBODY,
     OBJECTS,
     Daemon,
     Holder,
@@ -22,6 +21,7 @@ from tests.kernel.conftest import (
 from tests.kernel.rest import Rest
 from tests.kernel.test_links import GETPID, call_getpid, call_gettid
 from tests.kernel.test_service import COUNT, counts, raw
+from tests.kernel.wire import NOBODY
 
 MECHANISM = "kprobe_multi" if expects_multi() else "perf_event"
 
