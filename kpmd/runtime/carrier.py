@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from kpmd.bpf.fd import OwnedFd
@@ -37,6 +37,7 @@ class Carrier:
         self._store = store if store else None
         self._executor = executor
         self._bundles: dict[str, Bundle] = {}
+        self._one_client = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -85,19 +86,25 @@ class Carrier:
                 ) from error
             log.warning("not in the FD store", id=record.id, error=str(error))
 
-    async def carry_client(self, client: Client, pidfd: int | None) -> None:
-        """Store a client with its pidfd, once, so that its process is known again."""
-        if self._store is None or pidfd is None or client.ended or client.id in self._bundles:
+    async def carry_client(self, client: Client, pidfd: Callable[[], int | None]) -> None:
+        """Store a client with its ``pidfd``, once, so that its process is known again.
+
+        ``pidfd`` gives None when the client is not watched, or not any more.
+        """
+        if self._store is None:
             return
-        self.begin(client)
-        fd = OwnedFd(os.dup(pidfd), f"pidfd of {client.id}")
-        try:
-            await self._put(client, [fd])
-        except (Full, OSError) as error:
-            self.take(client.id)  # to be tried again with the next thing that it makes
-            log.warning("not in the FD store", id=client.id, error=str(error))
-        finally:
-            fd.close()
+        # Of two requests at once the second waits for the first: what it makes needs its client.
+        async with self._one_client:
+            number = pidfd()
+            if number is None or client.id in self._bundles:
+                return
+            self.begin(client)
+            try:
+                with OwnedFd(os.dup(number), f"pidfd of {client.id}") as fd:
+                    await self._put(client, [fd])
+            except (Full, OSError) as error:
+                self.take(client.id)  # to be tried again with the next thing that it makes
+                log.warning("not in the FD store", id=client.id, error=str(error))
 
     async def _put(
         self,

@@ -65,7 +65,7 @@ class Clients:
 
     async def carry(self, client: Client) -> None:
         """Have the client known again after a restart of the daemon: it is about to hold things."""
-        await self._carrier.carry_client(client, self._pidfds.get(client.id))
+        await self._carrier.carry_client(client, lambda: self._pidfds.get(client.id))
 
     def _exited(self, client: Client) -> None:
         held = client.links or client.programs

@@ -17,6 +17,12 @@ from kpmd.runtime.kernel import Handle
 
 log = Log("kpmd.closing")
 
+#: Seconds between two closes that nobody waits for, at the most; else as long as the last one took.
+#: Kernel 6.12 begins a close at the pace of its RCU-tasks grace periods, and lets nobody attach
+#: while it waits for one: in the gap others get their turn, and all closes together take no longer
+#: (BENCHMARKS.md, Detaching).
+_PAUSE = 0.06
+
 
 @dataclass(eq=False)
 class _Job:
@@ -25,6 +31,8 @@ class _Job:
     link: Link
     handle: Handle
     done: asyncio.Future[None]
+    #: Somebody waits for it, or did when it began.
+    awaited: bool
 
 
 class _Queue:
@@ -79,6 +87,8 @@ class Closing:
         self._awaited_runs = False
         self._common_runs = False
         self._stopped = False
+        self._pause_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -100,6 +110,7 @@ class Closing:
         jobs = [job for id_ in ids if (job := self._jobs.get(id_)) is not None]
         for job in jobs:
             if self._unawaited.remove(job):
+                job.awaited = True
                 self._awaited.push(job)
         self._pump()
         waiting: list[asyncio.Future[None]] = [job.done for job in jobs]
@@ -114,14 +125,18 @@ class Closing:
         self._stopped = True
 
     async def drain(self) -> None:
-        """Wait until everything that has begun, or is waited for, is closed."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Wait until everything is closed; once stopped, what has begun or is waited for."""
+        while self._tasks or (self._timer is not None and not self._stopped):
+            await (asyncio.wait(self._tasks) if self._tasks else asyncio.sleep(_PAUSE))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _start(self, ending: Ending, queue: _Queue) -> asyncio.Task[None] | None:
         for link in ending.links:
             done = asyncio.get_running_loop().create_future()
-            job = self._jobs[link.id] = _Job(link, self._take(link.id), done)
+            awaited = queue is self._awaited
+            job = self._jobs[link.id] = _Job(link, self._take(link.id), done, awaited)
             queue.push(job)
         self._pump()
         if not ending.programs and not ending.maps:
@@ -134,14 +149,31 @@ class Closing:
             self._awaited_runs = True
             self._task(self._detach(job, own_slot=True))
         while not self._common_runs:
-            job = self._awaited.pop() or (None if self._stopped else self._unawaited.pop())
+            job = self._awaited.pop() or self._next_unawaited()
             if job is None:
                 return
             self._common_runs = True
             self._task(self._detach(job, own_slot=False))
 
+    def _next_unawaited(self) -> _Job | None:
+        if self._stopped or not self._unawaited:
+            return None
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._pause_until:
+            if self._timer is None:
+                self._timer = loop.call_at(self._pause_until, self._pause_ended)
+            return None
+        return self._unawaited.pop()
+
+    def _pause_ended(self) -> None:
+        self._timer = None
+        self._pause_until = 0.0
+        self._pump()
+
     async def _detach(self, job: _Job, *, own_slot: bool) -> None:
         link = job.link
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             await self._executor.run(
                 _close, [("link", link, link.detaching, job.handle)], lane=Lane.CLOSE
@@ -151,6 +183,8 @@ class Closing:
                 self._awaited_runs = False
             else:
                 self._common_runs = False
+            if not job.awaited:
+                self._pause_until = loop.time() + min(_PAUSE, loop.time() - began)
             rest = self._registry.detached(link)
             del self._jobs[link.id]
             self._pump()
@@ -182,7 +216,8 @@ def _close(items: Iterable[_Item]) -> None:
     for what, record, reason, handle in items:
         try:
             handle.close()
-        except OSError as error:
-            # The kernel has let go of it all the same: close(2) frees the FD first.
+        except Exception as error:
+            # The kernel has let go of it all the same: close(2) frees the FD first. Whatever it
+            # is, somebody may be waiting for this, and others are behind it.
             log.error("closing failed", error, what=what, id=record.id)
         log.info("ended", what=what, id=record.id, uid=record.uid, reason=reason)

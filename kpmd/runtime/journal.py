@@ -26,6 +26,9 @@ HISTORY = 4096
 #: though what was on its way to it is lost with the connection.
 MOST_BEHIND = 2048
 
+#: Seconds that a listener has to take what came in one burst.
+GRACE = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -39,11 +42,21 @@ class _Scope:
     """The events that one kind of listener sees: a user's own, or all."""
 
     def __init__(self) -> None:
-        self.entries: deque[Entry] = deque(maxlen=HISTORY)
+        self.entries: deque[Entry] = deque()
         #: The number of the event that comes next.
         self.next = 1
         self.wake = asyncio.Event()
         self.listeners: set[Listener] = set()
+        self.trimming = False
+
+    def trim(self) -> None:
+        """Forget what is too long ago, and cut off who is too far behind."""
+        self.trimming = False
+        while len(self.entries) > HISTORY:
+            self.entries.popleft()
+        behind = self.next - MOST_BEHIND
+        for listener in [each for each in self.listeners if each.place < behind]:
+            listener.lose()
 
     @property
     def first(self) -> int:
@@ -94,10 +107,10 @@ class Journal:
             scope.entries.append(Entry(id_, line))
             scope.next += 1
             scope.wake.set()
-            behind = scope.next - MOST_BEHIND
-            for listener in [each for each in scope.listeners if each.place < behind]:
-                log.info("listener too slow", uid=record.uid)
-                listener.lose()
+            if not scope.trimming and (scope.listeners or len(scope.entries) > HISTORY):
+                # Not now: of what a client's death brings about in one go nobody can have read.
+                scope.trimming = True
+                asyncio.get_running_loop().call_later(GRACE, scope.trim)
 
     def listen(self, uid: int | None, since: str | None) -> Listener:
         """Listen to a user's events, or to all (None), from now on or behind the event ``since``.
@@ -144,8 +157,10 @@ class Listener:
         scope.listeners.add(self)
 
     def ready(self) -> list[Entry]:
-        """The events since the last call."""
+        """The events since the last call; none once it is closed."""
         scope = self._scope
+        if self._closed:
+            return []
         found = list(itertools.islice(scope.entries, self.place - scope.first, None))
         self.place = scope.next
         return found
@@ -165,6 +180,7 @@ class Listener:
 
     def lose(self) -> None:
         """It is too far behind."""
+        log.info("listener too slow", events=self._scope.next - self.place)
         self.close()
         self.on_lost()
 

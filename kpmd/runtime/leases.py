@@ -35,8 +35,8 @@ async def create(
     try:
         await state.clients.carry(client)
         await state.carrier.carry(lease, must=True)
-    except BaseException:
-        state.closing.later(state.registry.withdraw_lease(lease))
+    except BaseException as error:
+        await state.undo(state.registry.withdraw_lease(lease), error)
         raise
     log.info("lease created", id=lease.id, ttl=ttl, uid=client.uid, pid=client.pid)
     return lease

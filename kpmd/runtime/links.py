@@ -99,8 +99,8 @@ async def attach(
         # Loaded while the store was full, it may not be there: a link needs it to mean anything.
         await carry_program(state, program, must=must)
         await state.carrier.carry(link, [made.handle], must=must)
-    except BaseException:
-        state.closing.later(state.registry.withdraw(link))
+    except BaseException as error:
+        await state.undo(state.registry.withdraw(link), error)
         raise
     log.info(
         "link created",

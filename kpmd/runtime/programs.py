@@ -61,9 +61,9 @@ async def load(
         await state.clients.carry(client)
         for program in programs:
             await carry(state, program, must=program.lifetime.kind in OUTLIVES)
-    except BaseException:
+    except BaseException as error:
         for program in programs:
-            state.closing.later(state.registry.withdraw(program))
+            await state.undo(state.registry.withdraw(program), error)
         raise
     return programs, maps, [made.log for made in loaded.programs]
 

@@ -83,7 +83,7 @@ async def restore(state: State, store: FdStore, passed: Iterable[tuple[str, int]
     ending = state.registry.restore(
         alive,
         [lease for lease, _ in found.leases],
-        [each for each, _, _ in found.maps.values()],
+        _by_program(found),
         [program for program, _, _ in found.programs],
         [link for link, _, _ in found.links],
     )
@@ -106,6 +106,12 @@ async def restore(state: State, store: FdStore, passed: Iterable[tuple[str, int]
         leases=len(found.leases),
         detaching=state.closing.waiting,
     )
+
+
+def _by_program(found: _Found) -> list[Map]:
+    """The maps, in the order of the programs that use them."""
+    ids = dict.fromkeys(id_ for program, _, _ in found.programs for id_ in program.maps)
+    return [found.maps[id_][0] for id_ in ids if id_ in found.maps]
 
 
 def _refuse(things: Iterable[Adopted | OwnedFd]) -> None:
@@ -133,6 +139,11 @@ def _open(kernel: Kernel, store: FdStore, passed: list[tuple[str, int]]) -> _Fou
                 "left in the FD store: not even the kernel knows it", error, name=adopted.name
             )
     _settle(kernel, found)
+    # The store has no order; lists have that in which things were made.
+    found.programs.sort(key=lambda item: item[0].created_at)
+    found.links.sort(key=lambda item: item[0].created_at)
+    found.leases.sort(key=lambda item: item[0].created_at)
+    found.clients.sort(key=lambda item: item[0].since)
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kpmd.bpf.objects import MapDetails
-from kpmd.core.changes import Event
+from kpmd.core.changes import Ending, Event
 from kpmd.core.deny import DenyList
 from kpmd.core.model import Client, Link, Map, Program
 from kpmd.core.registry import Registry
@@ -42,9 +42,11 @@ class _Stored:
     bundle: Bundle | None
 
     def close(self) -> None:
-        if self.bundle is not None:
-            self.bundle.drop()
-        self.handle.close()
+        try:
+            if self.bundle is not None:
+                self.bundle.drop()
+        finally:
+            self.handle.close()
 
 
 class State:
@@ -124,6 +126,13 @@ class State:
         if event.what == "lease" and event.event == "ended":
             self.carrier.drop_later(event.record.id)
         self.journal.add(event)
+
+    async def undo(self, ending: Ending, error: BaseException) -> None:
+        """Close what ``error`` has ended: before it is told, where somebody hears of it."""
+        if isinstance(error, Exception):
+            await self.closing.now(ending)
+        else:
+            self.closing.later(ending)
 
     async def owner_name(self, client: Client) -> str | None:
         """The name of the client's user; looked up once for each."""

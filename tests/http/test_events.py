@@ -208,12 +208,15 @@ async def test_what_is_not_kept_any_more_is_gone(
 ) -> None:
     monkeypatch.setattr(journal, "HISTORY", 4)
     monkeypatch.setattr(journal, "MOST_BEHIND", 4)
+    monkeypatch.setattr(journal, "GRACE", 0)
     served = await serve(kernel)
     async with Client(served.path) as client, listening(served.path) as stream:
         found = []
         for _ in range(3):
             found += await stream.until("ended", await make_and_end(client))
         boot, _, number = found[-1]["seq"].partition("-")
+        scopes = served.state.journal._scopes.values()
+        await until(lambda: not any(scope.trimming for scope in scopes))
         for event in found[:1]:
             await client.refused("GET", f"/events?since={event['seq']}", status=410, kind="gone")
         for since in (f"{boot}-{int(number) + 1}", f"00000000-{number}", f"{boot}-{10**17}"):

@@ -14,6 +14,7 @@ from kpmd.core.model import Client, Connection
 from kpmd.errors import Gone, Invalid
 from kpmd.runtime import journal as module
 from kpmd.runtime.journal import Journal, Listener
+from tests.http.serving import until
 from tests.unit.records import a_lease, a_link, a_program
 
 pytestmark = pytest.mark.every_loop
@@ -25,6 +26,12 @@ NOW = 1_700_000_000.25
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HISTORY", 3)
     monkeypatch.setattr(module, "MOST_BEHIND", 3)
+    monkeypatch.setattr(module, "GRACE", 0)
+
+
+async def trimmed(journal: Journal) -> None:
+    """What is too long ago is forgotten in the loop's next rounds."""
+    await until(lambda: not any(scope.trimming for scope in journal._scopes.values()))
 
 
 @pytest.fixture
@@ -119,9 +126,9 @@ async def test_who_listens_hears_what_comes_from_then_on(journal: Journal) -> No
 
 
 async def test_resuming(small: None, journal: Journal) -> None:
-    for place in (0,):
-        assert numbers(journal.listen(1, after(journal, place))) == []
+    assert numbers(journal.listen(1, after(journal, 0))) == []
     add(journal, 5)
+    await trimmed(journal)
     assert numbers(journal.listen(1, after(journal, 2))) == [3, 4, 5]
     assert numbers(journal.listen(1, after(journal, 4))) == [5]
     assert numbers(journal.listen(1, after(journal, 5))) == []
@@ -147,15 +154,34 @@ async def test_who_falls_behind_is_lost_and_told_once(small: None, journal: Jour
     other.on_lost = lambda: lost.append("other")
     far.on_lost = lambda: lost.append("far")
     add(journal, 3)
+    await trimmed(journal)
     assert lost == []
     assert numbers(other) == [1, 2, 3]
     add(journal)
+    await trimmed(journal)
     assert sorted(lost) == ["far", "slow"]
     assert journal._scope(1).listeners == {other}
     assert not await slow.wait(10)
     add(journal, 2)
+    await trimmed(journal)
     assert numbers(other) == [4, 5, 6]
     assert sorted(lost) == ["far", "slow"]
+
+
+async def test_a_burst_cuts_off_nobody_who_reads(
+    small: None, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a client's death brings about is told in one go: nobody can read in between."""
+    monkeypatch.setattr(module, "GRACE", 0.05)
+    listener = journal.listen(1, None)
+    waiting = asyncio.create_task(listener.wait(10))
+    await asyncio.sleep(0)
+    add(journal, 100)
+    assert await waiting
+    assert numbers(listener) == list(range(1, 101))
+    await trimmed(journal)
+    assert journal._scope(1).listeners == {listener}
+    assert len(journal._scope(1).entries) == module.HISTORY
 
 
 async def test_another_users_events_push_nothing_out(small: None, journal: Journal) -> None:
@@ -164,6 +190,7 @@ async def test_another_users_events_push_nothing_out(small: None, journal: Journ
     listener.on_lost = lambda: lost.append(True)
     add(journal)
     add(journal, 50, uid=2)
+    await trimmed(journal)
     assert not lost
     assert numbers(listener) == [1]
     assert not await admin.wait(10)
@@ -241,5 +268,6 @@ async def test_a_closed_listener_costs_nothing(small: None, journal: Journal) ->
     listener.close()
     listener.close()
     add(journal, 10)
+    await trimmed(journal)
     assert not lost
     assert not journal._scope(1).listeners
