@@ -12,12 +12,14 @@ KERNEL  ?= 6.12
 COUNT   ?= vfs_read vfs_write vfs_open
 # Kernels of the matrix; `own` is this machine's, without a VM.
 KERNELS ?= 6.12 7.3 6.1 5.10
+VM_TESTS := $(addprefix vm-kernel-,$(KERNELS))
+TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test setup setup-run setup-vm setup-bpf check unit test-kernel test-own test-systemd vm \
-	fetch bpf check-bpf openapi lock format bench clean
+.PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-own test-kernel \
+	test-systemd test-vm vm-systemd $(VM_TESTS) vm fetch bpf check-bpf openapi lock format bench clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -29,7 +31,7 @@ run: $(STAMP) setup-run
 	fi
 
 ## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd
-test: check unit check-bpf test-own test-kernel test-systemd
+test: check unit check-bpf test-own test-vm
 
 ## setup: the virtual environment alone
 setup: $(STAMP)
@@ -67,18 +69,27 @@ unit: $(STAMP) setup-run
 test-own: $(STAMP) setup-run
 	KPMD_TEST_KERNEL=own $(PY) -m pytest tests/kernel
 
-## test-kernel: the kernel tests in a VM for each of KERNELS
-test-kernel: $(STAMP) setup-run setup-vm setup-bpf
-	@set -e; for kernel in $(KERNELS); do \
-		echo "== kernel $$kernel"; \
-		$(PY) -m tests.vm run --kernel $$kernel --timeout 900 -- \
-			env KPMD_TEST_KERNEL=$$kernel $(PY) -m pytest --timeout 600 tests/kernel; \
-	done
+## test-kernel: the kernel tests in a VM for each of KERNELS, two at a time
+test-kernel: setup-tests
+	@$(MAKE) $(TWO_AT_ONCE) $(VM_TESTS)
 
 ## test-systemd: the units under a real systemd, in a VM with the kernel KERNEL (6.12)
-test-systemd: $(STAMP) setup-run setup-vm
+test-systemd: setup-tests vm-systemd
+
+## test-vm: all that runs in VMs, two at a time, the longest first
+test-vm: setup-tests
+	@$(MAKE) $(TWO_AT_ONCE) vm-systemd $(VM_TESTS)
+
+# The name of the kernel is what the % stands for.
+$(VM_TESTS): vm-kernel-%:
+	$(PY) -m tests.vm run --kernel $* --timeout 1200 -- \
+		env KPMD_TEST_KERNEL=$* $(PY) -m pytest --timeout 600 tests/kernel
+
+vm-systemd:
 	$(PY) -m tests.vm run --systemd --kernel $(KERNEL) --timeout 1800 -- \
 		$(PY) -m pytest --timeout 300 tests/systemd
+
+setup-tests: $(STAMP) setup-run setup-vm setup-bpf
 
 ## bench: compare with C programs on libbpf and a bare HTTP server; not part of the tests
 bench: $(STAMP) setup-run setup-vm setup-bpf
