@@ -17,11 +17,19 @@ from kpmd.runtime.kernel import Handle
 
 log = Log("kpmd.closing")
 
-#: Seconds between two closes that nobody waits for, at the most; else as long as the last one took.
-#: Kernel 6.12 begins a close at the pace of its RCU-tasks grace periods, and lets nobody attach
-#: while it waits for one: in the gap others get their turn, and all closes together take no longer
-#: (BENCHMARKS.md, Detaching).
-_PAUSE = 0.06
+#: Seconds: a close that takes less holds up nobody (kernel 7.3), and the longest pause after one.
+_QUICK = 0.025
+_LONGEST_PAUSE = 0.06
+
+
+def pause_after(seconds: float) -> float:
+    """How long to wait after a close that took so long, where nobody waits for the next one.
+
+    Kernel 6.12 begins a close at the pace of its RCU-tasks grace periods, and lets nobody attach
+    while it waits for one: in the gap others get their turn, and all closes together take no longer
+    (BENCHMARKS.md, Detaching).
+    """
+    return 0.0 if seconds < _QUICK else min(seconds, _LONGEST_PAUSE)
 
 
 @dataclass(eq=False)
@@ -121,13 +129,13 @@ class Closing:
             await asyncio.wait(waiting)
 
     def stop(self) -> None:
-        """Begin nothing more of what nobody waits for: the FD store carries it to the next start"""
+        """Begin nothing more of what nobody waits for: the FD store has it for the next daemon."""
         self._stopped = True
 
     async def drain(self) -> None:
         """Wait until everything is closed; once stopped, what has begun or is waited for."""
-        while self._tasks or (self._timer is not None and not self._stopped):
-            await (asyncio.wait(self._tasks) if self._tasks else asyncio.sleep(_PAUSE))
+        while self._tasks or (self._unawaited and not self._stopped):
+            await (asyncio.wait(self._tasks) if self._tasks else asyncio.sleep(_LONGEST_PAUSE))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -184,7 +192,7 @@ class Closing:
             else:
                 self._common_runs = False
             if not job.awaited:
-                self._pause_until = loop.time() + min(_PAUSE, loop.time() - began)
+                self._pause_until = loop.time() + pause_after(loop.time() - began)
             rest = self._registry.detached(link)
             del self._jobs[link.id]
             self._pump()

@@ -11,6 +11,7 @@ import pytest
 from kpmd.core.changes import Ending
 from kpmd.core.model import Connection, Link
 from kpmd.core.registry import Registry
+from kpmd.runtime import closing as module
 from kpmd.runtime.closing import Closing
 from kpmd.runtime.executor import Executor
 from kpmd.runtime.kernel import Handle
@@ -133,6 +134,27 @@ async def test_what_is_in_the_queue_is_hurried_for_who_asks(house: House) -> Non
     gate.set()
     await waiting
     assert dead[0].id in house.kernel.closed
+
+
+async def test_between_two_closes_others_get_their_turn(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel lets nobody attach while it closes; what is waited for does not pause."""
+    monkeypatch.setattr(module, "pause_after", lambda seconds: 3600.0)
+    dead, other = house.links(1, 3), house.links(2, 2)
+    house.closing.later(house.end(*dead))
+    await until(lambda: len(house.registry.links) == 4)
+    await house.closing.now(house.end(*other))
+    await house.closing.now(Ending(), ids(dead[2]))
+    assert house.kernel.closed == ids(dead[0], *other, dead[2])
+    assert house.closing.waiting == 1
+    await house.closing.now(Ending(), ids(dead[1]))
+
+
+def test_only_a_slow_close_is_followed_by_a_pause() -> None:
+    assert module.pause_after(0.01) == 0
+    assert module.pause_after(0.05) == 0.05
+    assert module.pause_after(3) == 0.06
 
 
 async def test_each_user_gets_a_turn(house: House) -> None:
