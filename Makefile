@@ -13,13 +13,16 @@ COUNT   ?= vfs_read vfs_write vfs_open
 # Kernels of the matrix; `own` is this machine's, without a VM.
 KERNELS ?= 6.12 7.3 6.1 5.10
 VM_TESTS := $(addprefix vm-kernel-,$(KERNELS))
+# With and without kprobe multi.
+SYSTEMD_KERNELS ?= 6.12 6.1
+SYSTEMD_TESTS := $(addprefix vm-systemd-,$(SYSTEMD_KERNELS))
 TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-own test-kernel \
-	test-systemd test-vm vm-systemd $(VM_TESTS) vm fetch bpf check-bpf openapi lock format bench clean
+	test-systemd test-vm $(SYSTEMD_TESTS) $(VM_TESTS) vm fetch bpf check-bpf openapi lock format bench clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -73,20 +76,21 @@ test-own: $(STAMP) setup-run
 test-kernel: setup-tests
 	@$(MAKE) $(TWO_AT_ONCE) $(VM_TESTS)
 
-## test-systemd: the units under a real systemd, in a VM with the kernel KERNEL (6.12)
-test-systemd: setup-tests vm-systemd
+## test-systemd: the units under a real systemd, in VMs with SYSTEMD_KERNELS, two at a time
+test-systemd: setup-tests
+	@$(MAKE) $(TWO_AT_ONCE) $(SYSTEMD_TESTS)
 
 ## test-vm: all that runs in VMs, two at a time, the longest first
 test-vm: setup-tests
-	@$(MAKE) $(TWO_AT_ONCE) vm-systemd $(VM_TESTS)
+	@$(MAKE) $(TWO_AT_ONCE) $(SYSTEMD_TESTS) $(VM_TESTS)
 
 # The name of the kernel is what the % stands for.
 $(VM_TESTS): vm-kernel-%:
 	$(PY) -m tests.vm run --kernel $* --timeout 1200 -- \
 		env KPMD_TEST_KERNEL=$* $(PY) -m pytest --timeout 600 tests/kernel
 
-vm-systemd:
-	$(PY) -m tests.vm run --systemd --kernel $(KERNEL) --timeout 1800 -- \
+$(SYSTEMD_TESTS): vm-systemd-%:
+	$(PY) -m tests.vm run --systemd --kernel $* --timeout 1800 -- \
 		$(PY) -m pytest --timeout 300 tests/systemd
 
 setup-tests: $(STAMP) setup-run setup-vm setup-bpf

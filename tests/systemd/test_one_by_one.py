@@ -1,0 +1,68 @@
+"""Kprobes one by one over a restart: many file descriptors for one link (kernel 6.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel.rest import Rest
+from tests.kernel.test_links import GETPID, call_getpid
+from tests.systemd.conftest import Kpmd
+from tests.systemd.control import run
+from tests.systemd.test_restart import PERSISTENT, again, counted, make, nothing_is_stored
+
+pytestmark = pytest.mark.no_multi
+
+#: More file descriptors than fit into one message (SCM_MAX_FD).
+MANY = 253
+
+
+@pytest.fixture(autouse=True)
+def allowed() -> Iterator[None]:
+    """Debian's default, 3, wants CAP_SYS_ADMIN for this, which the unit does not give."""
+    run("sysctl", "-w", "kernel.perf_event_paranoid=2")
+    yield
+    run("sysctl", "-w", "kernel.perf_event_paranoid=3")
+
+
+def perf_links() -> set[int]:
+    """The kernel's own list of links to perf events."""
+    listed = json.loads(run("/usr/sbin/bpftool", "-j", "link", "list") or "[]")
+    return {each["id"] for each in listed if each["type"] in ("perf_event", 7)}
+
+
+@pytest.mark.parametrize("how", ["restart", "SIGKILL"])
+def test_all_of_them_go_on(kpmd: Kpmd, rest: Rest, how: str) -> None:
+    program, link = make(rest, PERSISTENT)
+    assert link["mechanism"] == "perf_event"
+    body = {"program": program["id"], "kind": "kprobe", "lifetime": PERSISTENT}
+    large = rest.ok(
+        "POST",
+        "/links",
+        {**body, "patterns": ["acpi_ut_*", "acpi_ns_*", "acpi_ex_*", "acpi_ds_*"]},
+    )
+    assert large["count"] > MANY
+    before = perf_links()
+    assert len(before) == 1 + large["count"]
+    call_getpid(10)
+    first = counted(rest, program)
+    pid = kpmd.service.main_pid
+    if how == "restart":
+        kpmd.service.restart()
+    else:
+        kpmd.service.kill(how)
+        kpmd.service.wait_until_active()
+    assert kpmd.service.main_pid != pid
+    rest = again(rest)
+    assert perf_links() == before
+    assert counted(rest, program) >= first
+    call_getpid(10)
+    assert counted(rest, program) >= first + 10
+    found = rest.ok("GET", f"/links/{large['id']}")
+    assert (found["count"], found["kernel_id"]) == (large["count"], large["kernel_id"])
+    assert rest.items(f"/links/{link['id']}/targets")[0]["symbol"] == GETPID
+    rest.ok("DELETE", f"/programs/{program['id']}?force=true")
+    assert perf_links() == set()
+    nothing_is_stored(kpmd, rest)
