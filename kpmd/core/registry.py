@@ -366,13 +366,14 @@ class Registry(Holdings):
             self._end_program_if_free(program, ending)
         return ending
 
-    def withdraw(self, thing: Program | Link) -> Ending:
-        """End what was just made: a later step of its making has failed."""
+    def withdraw(self, *things: Program | Link) -> Ending:
+        """End what was just made, all of it: a later step of its making has failed."""
         ending = Ending()
-        if isinstance(thing, Link):
-            self._end_link(thing, "deleted", ending)
-        else:
-            self._release_program(thing, "deleted", ending)
+        for thing in things:
+            if isinstance(thing, Link):
+                self._end_link(thing, "deleted", ending)
+            else:
+                self._release_program(thing, "deleted", ending)
         return ending
 
     # The daemon's own end and beginning

@@ -180,7 +180,8 @@ class Bundle:
 class Adopted:
     """A bundle of an earlier process. ``head`` is None where the state cannot be read.
 
-    ``whole``: as many file descriptors are here as it was to have.
+    ``whole``: as many file descriptors are here as it was to have. ``legible``: it could be looked
+    into at all; the process may have too few file descriptors for that. Then nothing is said of it.
     """
 
     bundle: Bundle
@@ -188,6 +189,7 @@ class Adopted:
     body: bytes
     fds: list[OwnedFd]
     whole: bool = True
+    legible: bool = True
 
     @property
     def name(self) -> str:
@@ -197,7 +199,7 @@ class Adopted:
     @property
     def empty(self) -> bool:
         """It was taken out, and its removal did not get through."""
-        return self.head is None and not self.fds
+        return self.legible and self.head is None and not self.fds
 
     def close(self) -> None:
         """Drop it and close everything."""
@@ -232,22 +234,24 @@ def _with_message(start: int, total: int, fds: Sequence[OwnedFd]) -> socket.sock
     return ours
 
 
-def _receive(sock: socket.socket, flags: int) -> tuple[bytes, list[int]]:
+def _receive(sock: socket.socket, flags: int) -> tuple[bytes, list[int], bool]:
+    """The next message, its FDs, and whether there was room for all of them."""
     fds = array.array("i")
     room = socket.CMSG_SPACE((_MOST_FDS + 1) * fds.itemsize)
-    data, ancillary, _, _ = sock.recvmsg(
+    data, ancillary, told, _ = sock.recvmsg(
         64, room, flags | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     )
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds)
+    return data, list(fds), not told & socket.MSG_CTRUNC
 
 
 def _drain(sock: socket.socket) -> None:
     try:
         while True:
-            data, fds = _receive(sock, 0)
+            # What there is no room for, the kernel closes: it is taken out all the same.
+            data, fds, _ = _receive(sock, 0)
             for fd in fds:
                 os.close(fd)
             if not data:
@@ -276,11 +280,14 @@ def _open(store: FdStore, name: str, passed: Sequence[int]) -> Adopted:
         sock.set_inheritable(False)
         sockets.append(sock)
         try:
-            data, fds = _receive(sock, socket.MSG_PEEK)
+            data, fds, all_of_it = _receive(sock, socket.MSG_PEEK)
+        except BlockingIOError:
+            continue  # there is nothing in it
         except OSError as error:
             log.error("the FD store's entry cannot be read", error, name=name)
             legible = False
             continue
+        legible &= all_of_it
         owned = [OwnedFd(each, f"stored {name}") for each in fds]
         found = _PLACE.match(data)
         if found:
@@ -291,7 +298,11 @@ def _open(store: FdStore, name: str, passed: Sequence[int]) -> Adopted:
             bare += owned
     fds_ = [fd for _, part in sorted(parts.items()) for fd in part]
     bundle = Bundle(store, name, sockets, None, len(passed))
-    if legible and len(fds_) < total:
+    if not legible:
+        for each in (*fds_, *bare):
+            each.close()
+        return Adopted(bundle, None, b"", [], legible=False)
+    if len(fds_) < total:
         return Adopted(bundle, None, b"", fds_, whole=False)
     state = None if bare or not fds_ else _read(name, fds_[0])
     if state is None:

@@ -101,10 +101,10 @@ class Journal:
             fields |= {"pid": record.pid, "command": record.command}
         else:
             fields["client"] = record.client
+        rest = json.dumps(fields)[1:]
         for scope in (self._scope(None), self._scope(record.uid)):
             id_ = f"{self._boot}-{scope.next}"
-            line = json.dumps({"seq": id_, **fields}).encode()
-            scope.entries.append(Entry(id_, line))
+            scope.entries.append(Entry(id_, f'{{"seq": "{id_}", {rest}'.encode()))
             scope.next += 1
             scope.wake.set()
             if not scope.trimming and (scope.listeners or len(scope.entries) > HISTORY):

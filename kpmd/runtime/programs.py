@@ -62,8 +62,7 @@ async def load(
         for program in programs:
             await carry(state, program, must=program.lifetime.kind in OUTLIVES)
     except BaseException as error:
-        for program in programs:
-            await state.undo(state.registry.withdraw(program), error)
+        await state.undo(state.registry.withdraw(*programs), error)
         raise
     return programs, maps, [made.log for made in loaded.programs]
 

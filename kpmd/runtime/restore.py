@@ -54,6 +54,8 @@ class _Found:
     lost: set[str] = field(default_factory=set)
     #: What has another lifetime than it is stored with.
     changed: list[Program | Link] = field(default_factory=list)
+    #: What could not be looked into: stays stored, for a daemon that can.
+    left: list[Adopted] = field(default_factory=list)
     #: To be closed and forgotten: never finished, or nothing that is ours.
     refuse: list[Adopted | OwnedFd] = field(default_factory=list)
 
@@ -74,6 +76,8 @@ async def restore(state: State, store: FdStore, passed: Iterable[tuple[str, int]
         state.map_details[each.id] = details
     for lease, adopted in found.leases:
         state.carrier.adopt(lease.id, adopted.bundle)
+    for adopted in found.left:
+        state.carrier.adopt(adopted.name, adopted.bundle)
     for thing in found.changed:
         state.carrier.update_later(thing)
     alive = [
@@ -123,12 +127,19 @@ def _open(kernel: Kernel, store: FdStore, passed: list[tuple[str, int]]) -> _Fou
     found = _Found()
     unreadable = []
     for adopted in store.adopt(passed):
+        if not adopted.legible:
+            log.error(
+                "left in the FD store: no file descriptors to look into it; raise LimitNOFILE=",
+                name=adopted.name,
+            )
+            found.left.append(adopted)
+            continue
         if adopted.empty:
             found.refuse.append(adopted)
             continue
         try:
             _sort(kernel, found, adopted)
-        except (carried.Unreadable, KpmdError, OSError, LookupError) as error:
+        except (ValueError, KpmdError, OSError, LookupError) as error:
             log.error("taken over without its state", error, name=adopted.name)
             unreadable.append(adopted)
     for adopted in unreadable:
@@ -168,6 +179,8 @@ def _sort(kernel: Kernel, found: _Found, adopted: Adopted) -> None:
             found.clients.append((record, adopted))
     elif isinstance(record, Program):
         program, *maps = adopted.fds
+        if len(maps) != len(content.maps):
+            raise carried.Unreadable("it has not one file descriptor for each map")
         for each, fd in zip(content.maps, maps, strict=True):
             _add_map(kernel, found, each, fd)
         found.programs.append((record, program, adopted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from kpmd.bpf.fd import OwnedFd
+from kpmd.runtime import fdstore as module
 from kpmd.runtime.fdstore import Adopted, Bundle, FdStore, Full, capacity
 from kpmd.runtime.notify import Notifier
 from tests.fakes.systemd import Manager
@@ -239,11 +241,18 @@ def test_want_of_file_descriptors_is_no_reason_to_drop_anything(
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 5, hard))
     try:
         found = next_.adopt(passed)
-    except OSError:
-        pass  # that tells what is wrong, and nothing is lost
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        incomplete = [each for each in found if each.head is not None and not each.whole]
-        for each in found:
-            each.close()
-    assert not incomplete, "taken for one that was never finished, and so ended"
+    assert found
+    for each in found:
+        assert not each.legible
+        assert each.whole, "taken for one that was never finished, and so ended"
+        assert not each.empty, "taken for one that was taken out, and so ended"
+        assert each.fds == []
+        # It is all there still, for who has the room.
+        (sock,) = each.bundle._sockets
+        data, numbers, all_of_it = module._receive(sock, socket.MSG_PEEK)
+        for number in numbers:
+            os.close(number)
+        assert (data, len(numbers), all_of_it) == (b"0 21", 21, True)
+        each.close()
