@@ -23,7 +23,10 @@ class Cmd(IntEnum):
     MAP_GET_NEXT_KEY = 4
     PROG_LOAD = 5
     OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
+    MAP_FREEZE = 22
     LINK_CREATE = 28
+    PROG_BIND_MAP = 35
 
 
 class ProgType(IntEnum):

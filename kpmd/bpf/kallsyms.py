@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-_TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+from kpmd.bpf import tracefs
+
+#: Where the lists of functions come from (``use``): the process's own, as its FDs are.
+_files = tracefs.Files()
 
 
 @dataclass(frozen=True)
@@ -24,25 +27,27 @@ class SymbolFiles:
     blacklist: bytes = b""
 
 
-def _read(path: str) -> bytes | None:
+def use(files: tracefs.Files) -> None:
+    """Read the lists of functions from ``files``: before the first thread reads."""
+    global _files
+    _files = files
+
+
+def _read(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.readall()
     except OSError:
-        return None
+        return b""
 
 
 def read_symbol_files() -> SymbolFiles:
     """Read kallsyms and tracefs's list of traceable functions. Takes 0.1 to 1 second."""
-    kallsyms = _read("/proc/kallsyms") or b""
-    blacklist = _read("/sys/kernel/debug/kprobes/blacklist") or b""
-    for root in _TRACEFS:
-        if functions := _read(f"{root}/available_filter_functions_addrs"):
-            return SymbolFiles(kallsyms, functions, True, blacklist)
-    for root in _TRACEFS:
-        if functions := _read(f"{root}/available_filter_functions"):
-            return SymbolFiles(kallsyms, functions, False, blacklist)
-    return SymbolFiles(kallsyms, None, False, blacklist)
+    kallsyms = _read("/proc/kallsyms")
+    blacklist = _files.read(tracefs.BLACKLIST) or b""
+    if functions := _files.read(tracefs.FUNCTIONS_WITH_ADDRESSES):
+        return SymbolFiles(kallsyms, functions, True, blacklist)
+    return SymbolFiles(kallsyms, _files.read(tracefs.FUNCTIONS) or None, False, blacklist)
 
 
 def release_memory() -> None:
@@ -61,6 +66,6 @@ def modules_signature() -> tuple[bytes, ...]:
 
     Reference counts, which change all the time, are left out.
     """
-    text = _read("/proc/modules") or b""
+    text = _read("/proc/modules")
     lines = (line.split() for line in text.splitlines())
     return tuple(b" ".join((*parts[:2], *parts[5:6])) for parts in lines)

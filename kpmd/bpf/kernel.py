@@ -11,8 +11,9 @@ from typing import Literal
 from kpmd.bpf import features, kallsyms, maps, objects, perf
 from kpmd.bpf.abi import LINK_TYPE_PERF_EVENT, AttachType
 from kpmd.bpf.fd import OwnedFd
-from kpmd.bpf.loader import Loader, LoaderLimits, ObjectRequest
+from kpmd.bpf.loader import InstructionsRequest, Loader, LoaderLimits, ObjectRequest
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.bpf.rights import Rights
 from kpmd.errors import NotSupported
 
 #: Attach types under the names of the API.
@@ -81,7 +82,7 @@ class Loaded:
 
 
 class LinuxKernel:
-    """The machine's own kernel, and libbpf in a process of its own."""
+    """The machine's own kernel, and the loader's processes."""
 
     def __init__(self, limits: LoaderLimits | None = None) -> None:
         uname = os.uname()
@@ -111,24 +112,30 @@ class LinuxKernel:
         attach: str,
         want_log: bool,
         mechanism: str = "kprobe_multi",
+        rights: Rights | None = None,
     ) -> Loaded:
-        """Load one program from raw instructions; see ``objects.program_load`` for its errors.
+        """Load one program from raw instructions; see ``Loader.load_instructions`` for its errors.
 
         ``mechanism`` "perf_event": for ``create_perf_links`` instead of ``create_link``; raises
         NotSupported for a session program. The program's ``attach`` stays what was asked for.
+        ``rights`` None: everything is allowed.
         """
         one_by_one = _one_by_one(attach, mechanism)
-        fd, log = objects.program_load(
-            instructions,
-            name,
-            license_,
-            AttachType.NONE if one_by_one else ATTACH_TYPES[attach],
-            want_log=want_log,
+        made = self._loader.load_instructions(
+            InstructionsRequest(
+                instructions=instructions,
+                name=name,
+                license=license_,
+                attach=AttachType.NONE if one_by_one else ATTACH_TYPES[attach],
+                want_log=want_log,
+                rights=rights,
+            )
         )
         try:
-            return Loaded([LoadedProgram(name, attach, fd, objects.program_info(fd), log)])
+            info = objects.program_info(made.fd)
+            return Loaded([LoadedProgram(name, attach, made.fd, info, made.log)])
         except BaseException:
-            fd.close()
+            made.fd.close()
             raise
 
     def load_object(
@@ -140,10 +147,11 @@ class LinuxKernel:
         max_entries: dict[str, int],
         want_log: bool,
         mechanism: str = "kprobe_multi",
+        rights: Rights | None = None,
     ) -> Loaded:
         """Load an ELF object through the loader; see ``loader.Loader.load`` for its errors.
 
-        ``mechanism`` is that of ``load_instructions``.
+        ``mechanism`` and ``rights`` are those of ``load_instructions``.
         """
         one_by_one = _one_by_one(attach, mechanism)
         made = self._loader.load(
@@ -155,6 +163,7 @@ class LinuxKernel:
                 globals=globals_,
                 max_entries=max_entries,
                 want_log=want_log,
+                rights=rights,
             )
         )
         try:

@@ -1,17 +1,20 @@
 """libbpf through ctypes: only what the loader needs, with libbpf 1.0's error convention.
 
-Runs in the loader's short-lived processes alone: libbpf is not made for hostile objects, so nothing
-here is ever called in the daemon's own process. May import: ``kpmd.errors``.
+Runs in the loader's short-lived processes alone: libbpf is not made for hostile objects, so only a
+parser gives it one, and nothing here is ever called in the daemon's own process. May import:
+``kpmd.bpf.abi``, ``kpmd.errors``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 from collections.abc import Iterator
 from ctypes import c_bool, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_void_p
 
+from kpmd.bpf.abi import AttachType, ProgType
 from kpmd.errors import NotSupported
 
 SONAME = "libbpf.so.1"
@@ -27,7 +30,7 @@ _OBJECT_NAME = b"kpmd"
 _MAX_CHAIN = 32
 
 # enum btf_kind, and what is stripped to get to the type below.
-_KIND_INT, _KIND_PTR, _KIND_ENUM, _KIND_DATASEC, _KIND_ENUM64 = 1, 2, 6, 15, 19
+_KIND_INT, _KIND_PTR, _KIND_ENUM, _KIND_FUNC, _KIND_DATASEC, _KIND_ENUM64 = 1, 2, 6, 12, 15, 19
 _QUALIFIERS = frozenset({8, 9, 10, 11, 18})  # typedef, volatile, const, restrict, type tag
 _INT_SIGNED, _INT_BOOL = 1, 4
 _SCALAR_SIZES = frozenset({1, 2, 4, 8})
@@ -35,6 +38,7 @@ _SCALAR_SIZES = frozenset({1, 2, 4, 8})
 _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, c_void_p)),
     "bpf_object__load": (c_int, (c_void_p,)),
+    "bpf_object__close": (None, (c_void_p,)),
     "bpf_object__btf": (c_void_p, (c_void_p,)),
     "bpf_object__next_program": (c_void_p, (c_void_p, c_void_p)),
     "bpf_object__next_map": (c_void_p, (c_void_p, c_void_p)),
@@ -59,6 +63,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_map__is_internal": (c_bool, (c_void_p,)),
     "bpf_map__inner_map": (c_void_p, (c_void_p,)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, c_void_p)),
+    "btf__new": (c_void_p, (c_char_p, c_uint32)),
     "btf__find_by_name_kind": (c_int32, (c_void_p, c_char_p, c_uint32)),
     "btf__type_by_id": (c_void_p, (c_void_p, c_uint32)),
     "btf__name_by_offset": (c_char_p, (c_void_p, c_uint32)),
@@ -147,6 +152,33 @@ class Library:
             raise LibbpfError(ctypes.get_errno(), "bpf_object__open_mem")
         return Object(self, handle, elf)
 
+    def warm(self, elf: bytes) -> None:
+        """Load an object of kpmd's own and forget it: libbpf remembers what the kernel can do."""
+        try:
+            loaded = self.open(elf)
+        except LibbpfError:
+            return
+        with contextlib.suppress(LibbpfError):
+            for program in loaded.programs():
+                program.set_type(ProgType.KPROBE, AttachType.NONE)
+            loaded.load()
+        loaded.close()
+
+    def types(self, raw: bytes) -> int | None:
+        """BTF to be looked things up in; None where it cannot be read. Never freed."""
+        handle = self.get("btf__new", raw, len(raw))
+        return handle if isinstance(handle, int) else None
+
+    def function_name(self, types: int, number: int) -> str | None:
+        """The name of the function of this id."""
+        address = self.get("btf__type_by_id", types, number) if number > 0 else None
+        if not isinstance(address, int):
+            return None
+        found = _BtfType.from_address(address)
+        if found.info >> 24 & 0x1F != _KIND_FUNC:
+            return None
+        return self.text("btf__name_by_offset", types, found.name_off)
+
 
 class Program:
     """A ``struct bpf_program``."""
@@ -214,7 +246,7 @@ class Map:
 
 
 class Object:
-    """A parsed ``struct bpf_object``. Never freed: its process ends after one object."""
+    """A parsed ``struct bpf_object``. A parser never frees it: it ends after one object."""
 
     def __init__(self, lib: Library, handle: int, elf: bytes) -> None:
         self._lib, self._handle, self._elf = lib, handle, elf
@@ -244,6 +276,10 @@ class Object:
     def load(self) -> None:
         """Create the maps and load the programs."""
         self._lib.call("bpf_object__load", self._handle)
+
+    def close(self) -> None:
+        """Free it, and close its FDs."""
+        self._lib.get("bpf_object__close", self._handle)
 
 
 class Variables:

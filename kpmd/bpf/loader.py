@@ -1,13 +1,16 @@
-"""ELF objects into the kernel, through libbpf in a process of its own.
+"""Programs into the kernel, through processes of their own.
 
-``Loader.load`` hands the object to a warm fork server (``kpmd.bpf.loader_server``), which starts
-one confined process for it (``kpmd.bpf.loader_child``). Whatever that process does (crash, hang,
-lie) ends in one of kpmd's errors here, with no FD and no process left. May import:
-``kpmd.bpf.{abi,loader_answer}``, ``kpmd.errors``.
+``Loader.load`` and ``load_instructions`` hand what they load to a warm fork server
+(``kpmd.bpf.loader_server``), which starts a confined process for it (``loader_broker``), and for an
+ELF object that one starts another one, which has no rights at all and runs libbpf
+(``loader_child``). Whatever becomes of them (crash, hang, lie) ends in one of kpmd's errors here,
+with no FD and no process left. May import: ``kpmd.bpf.{abi,loader_answer,loader_end,
+loader_request}``, ``kpmd.errors``.
 
-Per request there are a sealed memory file with the request, a stream socket on which the child
-sends one JSON document and its FDs, a memory file for libbpf's messages, and a socket on which the
-server (never the child) tells how the child ended.
+Per request there are a sealed memory file with the request, a stream socket on which one JSON
+document and its FDs come, a memory file for libbpf's messages, and a socket on which the server
+tells how the process ended. The request is three parts: a line of JSON for the broker, and for the
+parser a line of JSON and the object; or a line for the broker and instructions.
 """
 
 from __future__ import annotations
@@ -24,23 +27,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from kpmd.bpf.abi import AttachType
-from kpmd.bpf.loader_answer import (
-    NAME_MOST,
-    SCM_MAX_FD,
-    Answer,
-    LoadedMap,
-    LoadedObject,
-    LoadedProgram,
-    checked,
+from kpmd.bpf.loader_answer import Answer, LoadedMap, LoadedObject, LoadedProgram, checked
+from kpmd.bpf.loader_end import EXITED, STARTED, TIMED_OUT, describe
+from kpmd.bpf.loader_request import (
+    INSTRUCTIONS,
+    InstructionsRequest,
+    LoaderLimits,
+    ObjectRequest,
+    encode,
 )
-from kpmd.errors import BadObject, Invalid, KernelError, KpmdError, ShuttingDown
+from kpmd.errors import KernelError, ShuttingDown
 
 __all__ = [
+    "InstructionsRequest",
     "LoadedMap",
     "LoadedObject",
     "LoadedProgram",
@@ -48,9 +49,6 @@ __all__ = [
     "LoaderLimits",
     "ObjectRequest",
 ]
-
-#: libbpf's words that are shown after a crash, in bytes.
-_WORDS_SHOWN = 1024
 
 #: The server kills a child at its deadline; after this much more it is itself taken for hung.
 _GRACE_SECONDS = 5.0
@@ -60,50 +58,6 @@ _COMMAND = (
     "import sys; sys.path.append(sys.argv.pop()); from kpmd.bpf.loader_server import main; main()"
 )
 _ROOT = str(Path(__file__).resolve().parents[2])
-
-
-@dataclass(frozen=True)
-class ObjectRequest:
-    """What to load of an object, and how."""
-
-    elf: bytes
-    #: Only these are loaded; None: all but those in a section ``?…``.
-    programs: tuple[str, ...] | None = None
-    #: None: each program's section says it.
-    attach: AttachType | None = None
-    #: To be attached one by one: the programs are loaded as AttachType.NONE, if they are for
-    #: kprobe multi; others cannot be loaded so.
-    one_by_one: bool = False
-    #: Set in .rodata, .data and .bss before the load.
-    globals: Mapping[str, int | bytes] = field(default_factory=dict)
-    #: Map name to size, set before the load.
-    max_entries: Mapping[str, int] = field(default_factory=dict)
-    #: Return what the verifier says of a program that it takes, too.
-    want_log: bool = False
-
-
-@dataclass(frozen=True)
-class LoaderLimits:
-    """What one load may take."""
-
-    seconds: float = 10.0
-    cpu_seconds: int = 10
-    #: Address space of the process; and kernel memory of the object's maps, by estimate.
-    memory_bytes: int = 512 << 20
-    map_bytes: int = 512 << 20
-    max_programs: int = 128
-    max_maps: int = 64
-    #: Who the process runs as: "nobody".
-    uid: int = 65534
-    gid: int = 65534
-
-    def __post_init__(self) -> None:
-        if self.max_programs + self.max_maps > SCM_MAX_FD:
-            raise ValueError(f"max_programs and max_maps together exceed {SCM_MAX_FD}")
-
-    def packet(self) -> bytes:
-        """The limits as the server reads them."""
-        return json.dumps({**vars(self), "files": self.max_programs + self.max_maps + 64}).encode()
 
 
 class _NotTakenError(Exception):
@@ -215,36 +169,58 @@ class Loader:
         """Load an object's programs and maps.
 
         Raises BadObject (unreadable, or it broke its process), VerifierRejected, Invalid,
-        WrongAttachType, TooLarge, NotSupported (no libbpf, or a session program one by one),
-        KernelError, ShuttingDown.
+        WrongAttachType, TooLarge, NotSupported (no libbpf or libseccomp, or a session program one
+        by one), KernelError, ShuttingDown; and what its rights do not hold: Forbidden, with
+        ``refused`` (the names), and Quota.
         """
-        content = _encode(request)
+        return self._request(request, request.programs)
+
+    def load_instructions(self, request: InstructionsRequest) -> LoadedProgram:
+        """Load one program from raw instructions.
+
+        Raises Invalid where one names a map or BTF, the errors of ``objects.program_load``, and
+        those of ``load``.
+        """
+        loaded = self._request(request, (INSTRUCTIONS,))
+        program = loaded.programs[0]
+        program.name = request.name
+        program.fd.what = f"program {request.name}"
+        return program
+
+    def _request(
+        self, request: ObjectRequest | InstructionsRequest, programs: tuple[str, ...] | None
+    ) -> LoadedObject:
+        content, limits = encode(request), self._limits.within(request.rights)
         for _ in range(2):
             with contextlib.suppress(_NotTakenError):
-                return self._load(content, request.programs)
+                return self._load(content, limits, programs)
         raise KernelError("the loader's process does not take requests; try again", errno.EAGAIN)
 
-    def _load(self, content: bytes, programs: tuple[str, ...] | None) -> LoadedObject:
+    def _load(
+        self, content: bytes, limits: LoaderLimits, programs: tuple[str, ...] | None
+    ) -> LoadedObject:
         with contextlib.ExitStack() as stack:
             sealed = _memfd(stack, "kpmd-request", content)
             words = _memfd(stack, "kpmd-words", None)
             reply = _socketpair(stack, socket.SOCK_STREAM)
             verdict = _socketpair(stack, socket.SOCK_SEQPACKET)
             server = self._running()
-            self._send(server, [sealed, reply[1].fileno(), words, verdict[1].fileno()])
+            self._send(server, limits, [sealed, reply[1].fileno(), words, verdict[1].fileno()])
             reply[1].close()
             verdict[1].close()
             answer = Answer(self._limits.max_programs + self._limits.max_maps)
             stack.callback(answer.close)
-            how, number = self._wait(server, reply[0], verdict[0], answer)
-            if (how, number) != ("exited", 0):
-                raise self._end(how, number, words)
+            how, number = self._wait(server, limits, reply[0], verdict[0], answer)
+            if self._closed and (how, number) != (EXITED, 0):
+                raise ShuttingDown("kpmd is stopping and has given the load up")
+            if (how, number) != (EXITED, 0):
+                raise describe(how, number, words, vars(limits))
             return checked(answer, programs)
 
-    def _send(self, server: _Server, fds: list[int]) -> None:
+    def _send(self, server: _Server, limits: LoaderLimits, fds: list[int]) -> None:
         """Hand a request to the server. Raises _NotTakenError where it turns out to be gone."""
         try:
-            server.send(self._limits.packet(), fds)
+            server.send(limits.packet(), fds)
         except TimeoutError:
             server.kill()
         except OSError as error:
@@ -259,23 +235,28 @@ class Loader:
         raise _NotTakenError
 
     def _wait(
-        self, server: _Server, reply: socket.socket, verdict: socket.socket, answer: Answer
+        self,
+        server: _Server,
+        limits: LoaderLimits,
+        reply: socket.socket,
+        verdict: socket.socket,
+        answer: Answer,
     ) -> tuple[str, int]:
         """Collect the answer until the server tells how the child ended."""
         poll = select.poll()
         poll.register(reply, select.POLLIN)
         poll.register(verdict, select.POLLIN)
-        deadline = time.monotonic() + self._limits.seconds + _GRACE_SECONDS
+        deadline = time.monotonic() + limits.seconds + _GRACE_SECONDS
         started, told = False, ("", 0)
         while not told[0]:
             left = deadline - time.monotonic()
             if left <= 0:
                 server.kill()
-                return "timed-out", signal.SIGKILL
+                return TIMED_OUT, signal.SIGKILL
             for number, _ in poll.poll(left * 1000):
                 if number == verdict.fileno():
                     told = _told(verdict)
-                    if told[0] == "started":
+                    if told[0] == STARTED:
                         started, told = True, ("", 0)
                 elif not answer.receive(reply):
                     poll.unregister(reply)
@@ -287,35 +268,6 @@ class Loader:
             pass
         return told
 
-    def _end(self, how: str, number: int, words: int) -> KpmdError:
-        """What to say of a child that did not end well."""
-        if self._closed:
-            return ShuttingDown("kpmd is stopping and has given the load up")
-        if how == "timed-out":
-            return BadObject(
-                f"loading took longer than {self._limits.seconds:g} seconds and was ended"
-            )
-        if how == "killed":
-            names = {each.value: each.name for each in signal.Signals}
-            name = names.get(number, "unknown")
-            if number == signal.SIGXCPU:
-                most = self._limits.cpu_seconds
-                return BadObject(f"loading took more than {most} seconds of processor time")
-            last = _last_words(words)
-            return BadObject(
-                f"the process that read the object crashed with signal {number} ({name})"
-                + (f"; libbpf said last: {last}" if last else "")
-            )
-        if how == "exited":
-            return BadObject(
-                f"the process that read the object gave up (status {number}): {_last_words(words)}"
-            )
-        if how == "not-started":
-            return KernelError("no process can be started to load the object; try later", number)
-        return KernelError(
-            "the loader ended while it worked on the object; try again", errno.EAGAIN
-        )
-
 
 def _told(verdict: socket.socket) -> tuple[str, int]:
     """The server's next word on a child; it is "lost" when the server is gone."""
@@ -324,40 +276,6 @@ def _told(verdict: socket.socket) -> tuple[str, int]:
     except (OSError, ValueError):
         return "lost", 0
     return str(how), int(number)
-
-
-def _encode(request: ObjectRequest) -> bytes:
-    """The request as the child reads it: a line of JSON, and the object's bytes."""
-    if request.programs is not None and not request.programs:
-        raise Invalid.at(["source", "programs"], "name at least one, or leave it out")
-    for index, name in enumerate(request.programs or ()):
-        _check_name(["source", "programs", index], name)
-    for what in ("globals", "max_entries"):
-        for name in getattr(request, what):
-            _check_name(["source", what, name[:NAME_MOST]], name)
-    for name, value in request.globals.items():
-        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-            raise Invalid.at(["source", "globals", name], "the number does not fit into 64 bits")
-    for name, size in request.max_entries.items():
-        if not 0 < size < 1 << 32:
-            raise Invalid.at(["source", "max_entries", name], "must be between 1 and 4294967295")
-    head = {
-        "programs": request.programs,
-        "attach": request.attach,
-        "one_by_one": request.one_by_one,
-        "globals": {
-            name: value.hex() if isinstance(value, bytes) else int(value)
-            for name, value in request.globals.items()
-        },
-        "max_entries": dict(request.max_entries),
-        "want_log": request.want_log,
-    }
-    return json.dumps(head).encode() + b"\n" + request.elf
-
-
-def _check_name(loc: list[str | int], name: str) -> None:
-    if not 0 < len(name) <= NAME_MOST:
-        raise Invalid.at(loc, f"a name has 1 to {NAME_MOST} characters")
 
 
 def _memfd(stack: contextlib.ExitStack, name: str, content: bytes | None) -> int:
@@ -378,10 +296,3 @@ def _socketpair(stack: contextlib.ExitStack, kind: int) -> tuple[socket.socket, 
     stack.enter_context(ours)
     stack.enter_context(theirs)
     return ours, theirs
-
-
-def _last_words(words: int) -> str:
-    size = os.fstat(words).st_size
-    raw = os.pread(words, _WORDS_SHOWN, max(0, size - _WORDS_SHOWN))
-    text = "".join(c if c.isprintable() else " " for c in raw.decode("ascii", "replace"))
-    return " ".join(text.replace("libbpf: ", "; ").strip("; ").split())

@@ -1,4 +1,4 @@
-"""What comes back from the loader's confined process, taken for hostile until it is checked.
+"""What comes back from the loader's process for a request, checked as if it were hostile.
 
 May import: ``kpmd.bpf.{abi,fd,syscall}``, ``kpmd.errors``.
 """
@@ -18,10 +18,12 @@ from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.syscall import BpfError, bpf
 from kpmd.errors import (
     BadObject,
+    Forbidden,
     Invalid,
     KernelError,
     KpmdError,
     NotSupported,
+    Quota,
     TooLarge,
     VerifierRejected,
     WrongAttachType,
@@ -35,6 +37,8 @@ _REPLY_MOST = 1 << 20
 _DETAIL_MOST = 16384
 NAME_MOST = 255
 _LOG_MOST = 64 << 10
+_NAMES_MOST = 16
+_QUOTA_FIELDS = ("limit", "used", "most", "asked")
 
 #: Errors that a child may answer with and that need no more than their detail.
 _ERRORS: dict[str, type[KpmdError]] = {
@@ -194,6 +198,12 @@ def _check_fd(fd: OwnedFd, *, program: bool) -> None:
         raise _NonsenseError("a program is of another type")
 
 
+def _names(told: object) -> list[str]:
+    if not isinstance(told, list) or len(told) > _NAMES_MOST:
+        raise _NonsenseError("what is refused is no list")
+    return [_text({"name": each}, "name", NAME_MOST) for each in told]
+
+
 def _error(told: dict[str, Any]) -> KpmdError:
     """The error that a child reports, of the kinds that it may report, within bounds."""
     kind, fields = told["error"], told.get("fields")
@@ -206,7 +216,9 @@ def _error(told: dict[str, Any]) -> KpmdError:
         return KernelError(detail, number)
     if kind == VerifierRejected.kind:
         log = _text(fields, "verifier_log", _LOG_MOST)
-        return VerifierRejected(detail, log, fields.get("verifier_log_truncated") is True)
+        number = None if fields.get("errno") is None else _text(fields, "errno", NAME_MOST)
+        truncated = fields.get("verifier_log_truncated") is True
+        return VerifierRejected(detail, log, truncated, errno=number)
     if kind == Invalid.kind:
         errors = fields.get("errors")
         first = errors[0] if isinstance(errors, list) and len(errors) == 1 else None
@@ -216,6 +228,10 @@ def _error(told: dict[str, Any]) -> KpmdError:
         if not all(isinstance(part, str | int) for part in loc):
             raise _NonsenseError("the place of an error is no path")
         return Invalid.at(loc, _text(first, "msg", _DETAIL_MOST))
+    if kind == Forbidden.kind:
+        return Forbidden(detail, refused=_names(fields.get("refused")))
+    if kind == Quota.kind:
+        return Quota(detail, **{name: fields.get(name) for name in _QUOTA_FIELDS})
     if kind == NotSupported.kind:
         return NotSupported(detail, needs=_text(fields, "needs", NAME_MOST))
     known = _ERRORS.get(kind) if isinstance(kind, str) else None

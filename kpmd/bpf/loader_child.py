@@ -1,9 +1,10 @@
-"""What the loader's short-lived process does: confine itself, then run libbpf on one object.
+"""What the loader's parser does: give everything up, then run libbpf on one object.
 
-It is started by ``loader_server`` for one request and ends after it. Until ``confine`` has returned
-it reads nothing that a client wrote; after that it is taken for hostile: the daemon checks its
-answer, and the server ends it when its time is up. May import: ``kpmd.bpf.{abi,confine,libbpf}``,
-``kpmd.errors``; keep the imports few, every child carries them.
+Its broker (``loader_session``) starts it for one request. Until it is confined it reads nothing
+that a client wrote; after that it is taken for hostile: the broker makes its system calls and
+checks what it says, and the server ends both when their time is up. May import:
+``kpmd.bpf.{abi,broker,confine,filters,libbpf,loader_end,maps}``, ``kpmd.errors``; keep the imports
+few, every process of the loader carries them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import mmap
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from kpmd.bpf.abi import MAX_INSNS, PERCPU_TYPES, AttachType, ProgType
-from kpmd.bpf.confine import confine
+from kpmd.bpf import confine
+from kpmd.bpf.abi import MAX_INSNS, AttachType, ProgType
+from kpmd.bpf.broker import LOG_ALL, LOG_MOST
+from kpmd.bpf.filters import Filters
 from kpmd.bpf.libbpf import LibbpfError, Library, Map, Object, Program
+from kpmd.bpf.loader_end import out_of_memory, problem
+from kpmd.bpf.maps import memory_of
 from kpmd.errors import (
     BadObject,
     Invalid,
@@ -34,11 +39,7 @@ from kpmd.errors import (
 
 #: The end of a verifier log that is kept, and the memory that all programs' logs share.
 _LOG_KEPT = 64 * 1024
-_LOG_MOST = 16 * 1024 * 1024
 _LOG_SHARED = 96 * 1024 * 1024
-#: BPF_LOG_LEVEL1 | BPF_LOG_STATS, for the log of a program that the verifier takes; and the
-#: statistics alone, for one whose whole log is too long: the kernel refuses that with ENOSPC.
-_LOG_ALL, _LOG_STATS = 1 | 4, 4
 
 #: libbpf's own words in an error, in bytes and lines.
 _WORDS_KEPT, _WORDS_LINES = 2048, 6
@@ -48,78 +49,79 @@ _MULTI = ("kprobe.multi", "kretprobe.multi")
 _SESSION = ("kprobe.session",)
 _SINGLE = ("kprobe", "kretprobe")
 
-# include/uapi/linux/bpf.h: the map types that need another formula for their memory.
-_ARRAY, _ARENA, _PAGE = 2, 33, 4096
-_RINGBUFS = frozenset({27, 31})
-#: What an entry of a hash costs beside its key and value, generously.
-_ENTRY_COST = 64
+#: What a parser can tell of; other errors are for its broker to find.
+ERRORS = frozenset(
+    each.kind
+    for each in (
+        BadObject,
+        Invalid,
+        KernelError,
+        NotSupported,
+        TooLarge,
+        VerifierRejected,
+        WrongAttachType,
+    )
+)
+
+#: What a parser does with the limits, the line of the request for it and the object: it gives an
+#: answer, in which FDs are the numbers that it knows.
+Job = Callable[[Library | KpmdError, dict[str, Any], dict[str, Any], bytes], dict[str, Any]]
 
 
-def run(
+def parse(
+    job: Job,
     library: Library | KpmdError,
-    limits: dict[str, int],
-    parent: int,
+    filters: Filters,
+    limits: dict[str, Any],
+    broker: int,
     request: int,
-    reply: int,
-    words: int,
+    start: int,
+    channel: socket.socket,
 ) -> None:
-    """Confine this process, load the object in ``request`` and send the answer to ``reply``."""
-    os.dup2(words, 2)
+    """Confine this process, do the job and say on ``channel`` what came of it.
+
+    The first thing on ``channel`` is the FD to answer this process's calls by; what comes back when
+    the broker is ready is one byte. Raises OSError where it cannot be confined.
+    """
+    confine.give_up_everything(broker)
+    confine.set_dumpable(True)  # for the broker, which opens this process's memory now
+    listener = filters.asking.load_and_listen()
+    socket.send_fds(channel, [b"\0"], [listener])
+    os.close(listener)
+    if not channel.recv(1):
+        return
+    confine.set_dumpable(False)
+    filters.parser.load()
     answer: dict[str, Any]
-    fds: list[int] = []
     try:
-        _confine(limits, parent)
-        if isinstance(library, KpmdError):
-            raise library
-        size = os.fstat(request).st_size
-        content = os.pread(request, size, 0)
-        cut = content.index(b"\n")
-        answer, fds = _Job(library, limits, json.loads(content[:cut]), content[cut + 1 :]).load()
+        size = os.lseek(request, 0, os.SEEK_END) - start
+        head, _, elf = os.pread(request, size, start).partition(b"\n")
+        answer = job(library, limits, json.loads(head), elf)
     except MemoryError:
-        answer = _problem(_out_of_memory(limits))
+        answer = problem(out_of_memory(limits))
     except KpmdError as error:
-        answer = _problem(error)
+        answer = problem(error)
     except OSError as error:
         what = f"libbpf cannot use the object: {error}"
         short = error.errno == errno.ENOMEM
-        answer = _problem(_out_of_memory(limits) if short else BadObject(what))
-    raw = json.dumps(answer).encode()
-    with socket.socket(fileno=reply) as channel:
-        sent = socket.send_fds(channel, [raw], fds) if fds else 0
-        if sent < len(raw):
-            channel.sendall(raw[sent:])
+        answer = problem(out_of_memory(limits) if short else BadObject(what))
+    raw = memoryview(json.dumps(answer).encode())
+    while raw:
+        raw = raw[os.write(channel.fileno(), raw) :]
 
 
-def _confine(limits: dict[str, int], parent: int) -> None:
-    try:
-        confine(limits, parent)
-    except OSError as error:
-        raise KernelError(
-            f"the process that is to read the object cannot be confined ({error}): kpmd needs"
-            " CAP_BPF, CAP_PERFMON, CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_KILL",
-            error.errno or errno.EIO,
-        ) from error
-
-
-def _problem(error: KpmdError) -> dict[str, Any]:
-    number = error.number if isinstance(error, KernelError) else None
-    return {
-        "error": error.kind,
-        "detail": error.detail,
-        "errno": number,
-        "fields": error.fields,
-    }
-
-
-def _out_of_memory(limits: dict[str, int]) -> BadObject:
-    return BadObject(
-        f"out of memory: reading the object took more than {limits['memory_bytes'] >> 20} MiB"
-    )
+def load_object(
+    library: Library | KpmdError, limits: dict[str, Any], request: dict[str, Any], elf: bytes
+) -> dict[str, Any]:
+    """A parser's true job. Raises the errors that a client may see, MemoryError and OSError."""
+    if isinstance(library, KpmdError):
+        raise library
+    return _Job(library, limits, request, elf).load()
 
 
 def _words() -> str:
     """The end of what libbpf wrote to standard error, without its prefix."""
-    size = os.fstat(2).st_size
+    size = os.lseek(2, 0, os.SEEK_END)
     text = os.pread(2, _WORDS_KEPT, max(0, size - _WORDS_KEPT)).decode("ascii", "backslashreplace")
     lines = [line.removeprefix("libbpf: ").strip() for line in text.splitlines()]
     return "; ".join([line for line in lines if line][-_WORDS_LINES:])
@@ -133,10 +135,10 @@ class _Job:
     ) -> None:
         self._library, self._limits, self._request, self._elf = library, limits, request, elf
         self._logs: list[tuple[Program, mmap.mmap]] = []
-        self._log_level = _LOG_ALL if request["want_log"] else 0
+        self._log_level = LOG_ALL if request["want_log"] else 0
 
-    def load(self) -> tuple[dict[str, Any], list[int]]:
-        """The answer for the daemon and the FDs, programs first, in the answer's order."""
+    def load(self) -> dict[str, Any]:
+        """The answer: programs and maps, each with the FD that libbpf has for it."""
         if not self._elf.startswith(b"\x7fELF"):
             raise BadObject("this is not an ELF object: send what `clang -target bpf -c` makes")
         try:
@@ -153,23 +155,15 @@ class _Job:
         try:
             loaded.load()
         except LibbpfError as error:
-            lower = {_LOG_ALL: _LOG_STATS, _LOG_STATS: 0}.get(self._log_level)
-            if lower is None or (self._log_level == _LOG_ALL and error.number != errno.ENOSPC):
-                raise self._refused(error) from error
-            self._log_level = lower  # at 0, libbpf asks for the whole log of a refused program
-            self._logs.clear()
-            os.ftruncate(2, 0)
-            os.lseek(2, 0, os.SEEK_SET)
-            return self.load()
-        answer = {
+            raise self._refused(error) from error
+        logs = self._logs_kept()
+        return {
             "programs": [
-                {"name": program.name, "attach": kind, "log": log}
-                for program, kind, log in zip(programs, attach, self._logs_kept(), strict=True)
+                {"name": program.name, "fd": program.fd(), "log": log}
+                for program, log in zip(programs, logs, strict=True)
             ],
-            "maps": [{"name": each.name} for each in maps],
+            "maps": [{"name": each.name, "fd": each.fd()} for each in maps],
         }
-        fds = [program.fd() for program in programs]
-        return answer, fds + [each.fd() for each in maps]
 
     def _choose(self, present: list[Program]) -> list[Program]:
         """The programs asked for; without a wish all but those in a section ``?…``."""
@@ -233,7 +227,7 @@ class _Job:
 
     def _give_log(self, program: Program, programs: int) -> None:
         """Give the program's log memory of its own, taken page by page as the verifier writes."""
-        size = min(_LOG_MOST, _LOG_SHARED // programs) // mmap.PAGESIZE * mmap.PAGESIZE
+        size = min(LOG_MOST, _LOG_SHARED // programs) // mmap.PAGESIZE * mmap.PAGESIZE
         memory = mmap.mmap(-1, size)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         program.set_log(address, size, self._log_level)
@@ -272,7 +266,7 @@ class _Job:
                     f"map {each.name} asks to be pinned: kpmd pins nothing and takes no pinned map"
                     " over; leave `pinning` out"
                 )
-            total += _bytes_of(each, cpus) + (_bytes_of(each.inner, cpus) if each.inner else 0)
+            total += sum(_bytes_of(one, cpus) for one in (each, each.inner) if one)
         if total > self._limits["map_bytes"]:
             raise TooLarge(
                 f"the object's maps take about {total >> 20} MiB of kernel memory, and"
@@ -300,7 +294,7 @@ class _Job:
     def _unreadable(self, error: LibbpfError) -> KpmdError:
         """What to say where libbpf failed on its own."""
         if error.number == errno.ENOMEM:
-            return _out_of_memory(self._limits)
+            return out_of_memory(self._limits)
         return BadObject(f"libbpf cannot use the object: {_words() or error.strerror}")
 
     def _refused(self, error: LibbpfError) -> KpmdError:
@@ -352,13 +346,7 @@ def _check_names(what: str, names: list[str]) -> None:
 
 
 def _bytes_of(each: Map, cpus: int) -> int:
-    """About what a map takes of the kernel's memory when it is full."""
-    if each.type in _RINGBUFS:
-        return each.max_entries
-    if each.type == _ARENA:
-        return each.max_entries * _PAGE
-    value = -(-each.value_size // 8) * 8 * (cpus if each.type in PERCPU_TYPES else 1)
-    return each.max_entries * (each.key_size + value + (0 if each.type == _ARRAY else _ENTRY_COST))
+    return memory_of(each.type, each.key_size, each.value_size, each.max_entries, cpus)
 
 
 def _end_of(memory: mmap.mmap, most: int) -> tuple[str, bool]:

@@ -1,10 +1,12 @@
-"""The loader's warm fork server: a small process that starts one confined process per object.
+"""The loader's warm fork server: a small process that starts a broker per request.
 
 The daemon starts it (see ``kpmd.bpf.loader``) and sends one packet per request on the control
 socket: the limits, and four FDs that it hands through. The server itself reads nothing that a
-client wrote and nothing that a child says. It holds each child by its pidfd, kills it when its time
-is up, and tells the daemon on the request's own socket how it ended. It ends with the daemon, and
-its children end with it. May import: ``kpmd.bpf.{confine,libbpf,loader_child}``, ``kpmd.errors``.
+client wrote and nothing that a child says. It holds each broker (``loader_broker``) by its pidfd,
+kills it with its parser when its time is up, and tells the daemon on the request's own socket how
+it ended. It ends with the daemon, and its children end with it. May import:
+``kpmd.bpf.{confine,filters,libbpf,loader_broker,loader_child,loader_end,loader_session,maps,
+seccomp}``, ``kpmd.errors``.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import socket
 import sys
 import time
 
-from kpmd.bpf import confine, loader_child
+from kpmd.bpf import confine, loader_broker, seccomp
+from kpmd.bpf.filters import Filters
 from kpmd.bpf.libbpf import Library
-from kpmd.errors import NotSupported
-
-#: What the daemon is told of a child: one of these words and a number.
-STARTED = "started"
-EXITED, KILLED, TIMED_OUT, NOT_STARTED = "exited", "killed", "timed-out", "not-started"
+from kpmd.bpf.loader_child import Job, load_object
+from kpmd.bpf.loader_end import NOT_STARTED, STARTED, TIMED_OUT, how_ended
+from kpmd.bpf.loader_session import Kit, kernel_types, unconfined
+from kpmd.bpf.maps import possible_cpus
+from kpmd.errors import KpmdError, NotSupported
 
 #: Request, reply, words, verdict: the FDs of a packet on the control socket.
 FDS = 4
@@ -34,30 +37,44 @@ PACKET = 4096
 #: After its last order the server waits this long for its children's ends.
 _FAREWELL_SECONDS = 2.0
 
+#: How often to look after a parser that outlived its broker and was killed, in milliseconds.
+_ORPHANS_MS = 5
+
 
 class _Child:
-    """A running child: its pidfd, its deadline, and the socket to tell its end on."""
+    """A running broker: its pidfd, its deadline, and the socket to tell its end on.
 
-    __slots__ = ("deadline", "late", "pidfd", "verdict")
+    The broker leads a process group of its own, in which its parser is too.
+    """
 
-    def __init__(self, pidfd: int, deadline: float, verdict: socket.socket) -> None:
+    __slots__ = ("_end", "_group", "deadline", "late", "pidfd", "verdict")
+
+    def __init__(self, pid: int, pidfd: int, deadline: float, verdict: socket.socket) -> None:
         self.pidfd, self.deadline, self.verdict = pidfd, deadline, verdict
         self.late = False
+        self._group = pid
+        self._end: tuple[str, int] = (NOT_STARTED, errno.ECHILD)
 
     def kill(self) -> None:
-        """Kill the child; its end is seen later, on the pidfd."""
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        """Kill the broker and its parser; the broker's end is seen later, on the pidfd."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._group, signal.SIGKILL)
 
     def reap(self) -> None:
-        """Take the child's exit status, tell it and forget the child."""
-        ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        how, number = NOT_STARTED, errno.ECHILD
-        if ended is not None:
-            how = EXITED if ended.si_code == os.CLD_EXITED else KILLED
-            number = ended.si_status
+        """Take the broker's exit status, and kill the parser that it may have left behind."""
+        self.kill()  # while the broker is not waited for, the group's number is its own
+        self._end = how_ended(os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED))
         os.close(self.pidfd)
+
+    def tell_end(self) -> bool:
+        """After ``reap``: tell the end once the parser is gone, too; False while it is not."""
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_PGID, self._group, os.WEXITED | os.WNOHANG) is None:
+                return False
+        how, number = self._end
         with self.verdict:
             tell(self.verdict, TIMED_OUT if self.late else how, number)
+        return True
 
 
 def tell(verdict: socket.socket, how: str, number: int) -> None:
@@ -69,17 +86,28 @@ def tell(verdict: socket.socket, how: str, number: int) -> None:
 class Server:
     """The loop over the control socket and the children."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, job: Job) -> None:
         self._control = control
         self._children: dict[int, _Child] = {}
+        #: Their brokers have ended, their parsers have not quite.
+        self._ending: list[_Child] = []
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
         self._pid = os.getpid()
-        self._library: Library | NotSupported
+        library: Library | NotSupported
+        filters: Filters | KpmdError
         try:
-            self._library = Library()
+            library = Library()
+            _warm(library)
         except NotSupported as error:
-            self._library = error
+            library = error
+        try:
+            filters = Filters(seccomp.Library())
+        except NotSupported as error:
+            filters = error
+        except OSError as error:
+            filters = unconfined(error)
+        self._kit = Kit(library, filters, kernel_types(), possible_cpus(), job)
 
     def run(self) -> None:
         """Serve until the daemon closes its end or is gone, then end all children."""
@@ -90,11 +118,13 @@ class Server:
         for child in self._children.values():
             child.kill()
         end = time.monotonic() + _FAREWELL_SECONDS
-        while self._children and time.monotonic() < end:
-            self._step(100)
+        while (self._children or self._ending) and time.monotonic() < end:
+            self._step(_ORPHANS_MS)
 
     def _until_deadline(self) -> int | None:
-        """Milliseconds to the next deadline; None without children."""
+        """Milliseconds to the next thing to do unasked; None: nothing."""
+        if self._ending:
+            return _ORPHANS_MS
         ahead = [child.deadline for child in self._children.values() if not child.late]
         return max(0, int((min(ahead) - time.monotonic()) * 1000) + 1) if ahead else None
 
@@ -103,9 +133,12 @@ class Server:
         for number, _ in self._poll.poll(timeout):
             if number in self._children:
                 self._poll.unregister(number)
-                self._children.pop(number).reap()
+                child = self._children.pop(number)
+                child.reap()
+                self._ending.append(child)
             elif not self._accept():
                 return False
+        self._ending = [child for child in self._ending if not child.tell_end()]
         now = time.monotonic()
         for child in self._children.values():
             if child.deadline <= now and not child.late:
@@ -141,6 +174,8 @@ class Server:
         return True
 
     def _watch(self, pid: int, seconds: float, verdict: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it may have done so itself, or have ended
+            os.setpgid(pid, pid)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -149,21 +184,18 @@ class Server:
             with verdict:
                 tell(verdict, NOT_STARTED, error.errno or errno.EMFILE)
             return
-        self._children[pidfd] = _Child(pidfd, time.monotonic() + seconds, verdict)
+        self._children[pidfd] = _Child(pid, pidfd, time.monotonic() + seconds, verdict)
         self._poll.register(pidfd, select.POLLIN)
 
     def _become_child(self, limits: dict[str, int], request: int, reply: int, words: int) -> None:
-        """In the child: keep the request's three FDs only, do the work and end."""
+        """In the child: keep the request's three FDs, do the work and end."""
         status = 70
+        types = set() if self._kit.types is None else {self._kit.types}
         try:
-            start = 3
-            for fd in sorted((request, reply, words)):
-                if fd > start:
-                    os.closerange(start, fd)
-                start = fd + 1
-            os.closerange(start, 1 << 20)
+            os.setpgid(0, 0)
+            confine.close_others({0, 1, 2, request, reply, words} | types)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            loader_child.run(self._library, limits, self._pid, request, reply, words)
+            loader_broker.run(self._kit, limits, self._pid, request, reply, words)
             status = 0
         except BaseException as error:  # noqa: BLE001, RUF100 - the parent's loop must never run here
             os.write(2, f"the loader's process failed: {error!r}".encode())
@@ -171,7 +203,22 @@ class Server:
             os._exit(status)
 
 
-def main() -> None:
+def _warm(library: Library) -> None:
+    """Have libbpf try once what the kernel can do, and not in each parser."""
+    null, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+    os.dup2(null, 2)  # an error here is no news: the first load tells it
+    try:
+        # Not through kpmd.builtin, which would bring half a standard library with it.
+        path = os.path.join(os.path.dirname(__file__), "..", "builtin", "count.bpf.o")
+        with open(path, "rb") as file:
+            library.warm(file.read())
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
+def main(job: Job = load_object) -> None:
     """Run the server: arguments are the control socket's FD and the daemon's pid."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -180,9 +227,11 @@ def main() -> None:
     # whole group: the daemon may have loads to finish.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    confine.forget_capabilities(confine.CHILD_CAPS)
     confine.keep_capabilities(confine.SERVER_CAPS)
     confine.die_with(int(sys.argv[2]))
-    Server(socket.socket(fileno=int(sys.argv[1]))).run()
+    confine.adopt_orphans()
+    Server(socket.socket(fileno=int(sys.argv[1])), job).run()
 
 
 if __name__ == "__main__":

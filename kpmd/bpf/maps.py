@@ -6,7 +6,7 @@ import ctypes
 import errno
 from collections.abc import Iterator
 
-from kpmd.bpf.abi import KEYED_TYPES, Cmd, MapElemAttr
+from kpmd.bpf.abi import KEYED_TYPES, PERCPU_TYPES, Cmd, MapElemAttr
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.objects import MapDetails
 from kpmd.bpf.syscall import BpfError, bpf
@@ -17,6 +17,12 @@ Entry = tuple[bytes, list[bytes]]
 
 _POSSIBLE = "/sys/devices/system/cpu/possible"
 
+# include/uapi/linux/bpf.h: the map types that need another formula for their memory.
+_ARRAY, _ARENA, _PAGE = 2, 33, 4096
+_RINGBUFS = frozenset({27, 31})
+#: What an entry of a hash costs beside its key and value, generously.
+_ENTRY_COST = 64
+
 
 def possible_cpus(text: str | None = None) -> int:
     """How many CPUs the kernel keeps room for: the width of per-CPU values.
@@ -25,7 +31,7 @@ def possible_cpus(text: str | None = None) -> int:
     it is left out.
     """
     if text is None:
-        with open(_POSSIBLE, encoding="ascii") as file:
+        with open(_POSSIBLE, encoding="utf-8") as file:
             text = file.read()
     total = 0
     for part in text.strip().split(","):
@@ -103,3 +109,13 @@ class Reader:
             if value is not None:  # else it was deleted since next_key named it
                 yield key, value
             key = self.next_key(key)
+
+
+def memory_of(type_number: int, key_size: int, value_size: int, max_entries: int, cpus: int) -> int:
+    """About what a map takes of the kernel's memory when it is full, in bytes."""
+    if type_number in _RINGBUFS:
+        return max_entries
+    if type_number == _ARENA:
+        return max_entries * _PAGE
+    value = -(-value_size // 8) * 8 * (cpus if type_number in PERCPU_TYPES else 1)
+    return max_entries * (key_size + value + (0 if type_number == _ARRAY else _ENTRY_COST))

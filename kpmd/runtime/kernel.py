@@ -11,6 +11,7 @@ from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded
 from kpmd.bpf.maps import Entry
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.bpf.rights import Rights
 from kpmd.core.model import Mechanism
 
 
@@ -47,6 +48,7 @@ class Kernel(Protocol):
         attach: str,
         want_log: bool,
         mechanism: str = "kprobe_multi",
+        rights: Rights | None = None,
     ) -> Loaded: ...
 
     def load_object(
@@ -58,6 +60,7 @@ class Kernel(Protocol):
         max_entries: dict[str, int],
         want_log: bool,
         mechanism: str = "kprobe_multi",
+        rights: Rights | None = None,
     ) -> Loaded: ...
 
     def create_link(

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import array
+import errno
+import os
+import select
 import socket
 from collections.abc import MutableMapping, Sequence
+
+#: A service manager that takes longer is stuck.
+_PATIENCE = 30.0
 
 
 class Notifier:
@@ -21,8 +27,10 @@ class Notifier:
     def __bool__(self) -> bool:
         return bool(self._address)
 
-    def send(self, *lines: str, fds: Sequence[int] = ()) -> None:
+    def send(self, *lines: str, fds: Sequence[int] = (), wait: bool = True) -> None:
         """Send ``lines`` as one message. Blocks while the manager's queue is full; raises OSError.
+
+        Without ``wait``, that is BlockingIOError.
 
         When it returns, the message and ``fds`` are in the manager's queue: they get there even
         where this process is killed on the next instruction.
@@ -31,4 +39,22 @@ class Notifier:
             return
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendmsg(["\n".join(lines).encode()], ancillary, 0, self._address)
+            flags = 0 if wait else socket.MSG_DONTWAIT
+            sock.sendmsg(["\n".join(lines).encode()], ancillary, flags, self._address)
+
+    def barrier(self) -> None:
+        """Wait until the manager has taken what was sent. Raises OSError, where it never does."""
+        if not self._address:
+            return
+        ours, theirs = os.pipe()
+        try:
+            try:
+                self.send("BARRIER=1", fds=[theirs])
+            finally:
+                os.close(theirs)
+            poller = select.poll()
+            poller.register(ours, 0)  # hung up, once the manager has closed its copy
+            if not poller.poll(_PATIENCE * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, "the service manager does not answer")
+        finally:
+            os.close(ours)

@@ -16,6 +16,7 @@ from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded, LoadedMap, LoadedProgram
 from kpmd.bpf.maps import Entry
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.bpf.rights import Rights
 from kpmd.core.model import Mechanism
 from kpmd.errors import BadObject, VerifierRejected
 
@@ -163,6 +164,8 @@ class FakeKernel:
     started: bool = False
     #: How each program was loaded.
     mechanisms: list[str] = field(default_factory=list)
+    #: What each load was allowed, in their order.
+    rights: list[Rights | None] = field(default_factory=list)
     #: More targets in one link than this are ENOMEM.
     most_targets: int = 1 << 20
     #: How many more links there can be before ``create_link`` fails with the errno beside it.
@@ -210,9 +213,11 @@ class FakeKernel:
         attach: str,
         want_log: bool,
         mechanism: str = "kprobe_multi",
+        rights: Rights | None = None,
     ) -> Loaded:
         self.enter("load_instructions")
         self.mechanisms.append(mechanism)
+        self.rights.append(rights)
         if instructions == b"\x95" + bytes(7):
             raise VerifierRejected("the verifier refused it", "R0 !read_ok\n", False)
         return Loaded([self._program(name, attach)])
@@ -226,10 +231,12 @@ class FakeKernel:
         max_entries: dict[str, int],
         want_log: bool,
         mechanism: str = "kprobe_multi",
+        rights: Rights | None = None,
     ) -> Loaded:
         """Any ELF file has two programs, ``count`` and ``other``, that share the map ``counts``."""
         self.enter("load_object")
         self.mechanisms.append(mechanism)
+        self.rights.append(rights)
         if not elf.startswith(b"\x7fELF"):
             raise BadObject("the object is no ELF file")
         number = next(self._ids)

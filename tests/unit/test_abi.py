@@ -6,9 +6,59 @@ import ctypes
 
 import pytest
 
-from kpmd.bpf import abi
+from kpmd.bpf import abi, loader_abi
 
 LAYOUTS: dict[type[ctypes.Structure], tuple[int, dict[str, int]]] = {
+    loader_abi.MapCreateAttr: (
+        72,
+        {
+            "map_type": 0,
+            "key_size": 4,
+            "value_size": 8,
+            "max_entries": 12,
+            "map_flags": 16,
+            "inner_map_fd": 20,
+            "numa_node": 24,
+            "map_name": 28,
+            "map_ifindex": 44,
+            "btf_fd": 48,
+            "btf_key_type_id": 52,
+            "btf_value_type_id": 56,
+            "btf_vmlinux_value_type_id": 60,
+            "map_extra": 64,
+        },
+    ),
+    loader_abi.ProgLoadAttr: (
+        112,
+        {
+            "prog_type": 0,
+            "insn_cnt": 4,
+            "insns": 8,
+            "license": 16,
+            "log_level": 24,
+            "log_size": 28,
+            "log_buf": 32,
+            "kern_version": 40,
+            "prog_flags": 44,
+            "prog_name": 48,
+            "prog_ifindex": 64,
+            "expected_attach_type": 68,
+            "prog_btf_fd": 72,
+            "func_info_rec_size": 76,
+            "func_info": 80,
+            "func_info_cnt": 88,
+            "line_info_rec_size": 92,
+            "line_info": 96,
+            "line_info_cnt": 104,
+            "attach_btf_id": 108,
+        },
+    ),
+    loader_abi.BtfLoadAttr: (
+        32,
+        {"btf": 0, "log_buf": 8, "btf_size": 16, "log_size": 20, "log_level": 24, "pad": 28},
+    ),
+    loader_abi.MapFreezeAttr: (4, {"map_fd": 0}),
+    loader_abi.ProgBindMapAttr: (12, {"prog_fd": 0, "map_fd": 4, "flags": 8}),
     abi.PerfEventAttr: (
         72,
         {
@@ -164,7 +214,7 @@ LAYOUTS: dict[type[ctypes.Structure], tuple[int, dict[str, int]]] = {
 def test_every_struct_is_pinned() -> None:
     structs = {
         each
-        for each in vars(abi).values()
+        for each in (*vars(abi).values(), *vars(loader_abi).values())
         if isinstance(each, type) and issubclass(each, ctypes.Structure)
     }
     assert structs == set(LAYOUTS)
@@ -192,7 +242,10 @@ def test_numbers() -> None:
         "MAP_GET_NEXT_KEY": 4,
         "PROG_LOAD": 5,
         "OBJ_GET_INFO_BY_FD": 15,
+        "BTF_LOAD": 18,
+        "MAP_FREEZE": 22,
         "LINK_CREATE": 28,
+        "PROG_BIND_MAP": 35,
     }
     assert (abi.AttachType.KPROBE_MULTI, abi.AttachType.KPROBE_SESSION) == (42, 56)
     assert abi.ProgType.KPROBE.value == 2

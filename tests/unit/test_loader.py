@@ -105,12 +105,11 @@ def started(**limits: Any) -> Iterator[Loader]:
 
 @contextmanager
 def working(loader: Loader) -> Iterator[tuple[int, Future[LoadedObject]]]:
-    """A load that is in the verifier: its child's pid, and what becomes of it."""
+    """A load that is in the verifier: its broker's pid, and what becomes of it."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(loader.load, ask("slow"))
         pid = until(lambda: children_of(server_pid(loader)))[0]
-        until(lambda: status_of(pid)["NoNewPrivs"] == "1" and int(status_of(pid)["VmPeak"][:-3]))
-        until(lambda: any("bpf" in link or "btf" in link for link in links_of(pid)))
+        until(lambda: any("bpf-prog" in link for link in links_of(pid)))
         yield pid, future
 
 
@@ -135,13 +134,9 @@ def loader() -> Iterator[Loader]:
 @pytest.fixture(autouse=True)
 def nothing_left(loader: Loader) -> Iterator[None]:
     """After each test: the same FDs, no child of the server, no zombie, no OwnedFd."""
-    fds, processes = open_fds(), set(children_of(os.getpid()))
-    tracer.active = True
+    fds, processes, held = open_fds(), set(children_of(os.getpid())), tracer.held()
     yield
-    try:
-        assert tracer.held() == []
-    finally:
-        tracer.active = False
+    assert tracer.held() == held
     assert open_fds() == fds
     assert set(children_of(os.getpid())) == processes
     assert children_of(server_pid(loader)) == []
@@ -459,11 +454,13 @@ def test_object_that_crashes_libbpf(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
-def test_child_that_crashes(loader: Loader, number: signal.Signals) -> None:
-    with working(loader) as (pid, future):
+@pytest.mark.parametrize("which", ["broker", "parser"])
+def test_process_that_crashes(loader: Loader, which: str, number: signal.Signals) -> None:
+    with working(loader) as (broker, future):
+        pid = broker if which == "broker" else children_of(broker)[0]
         os.kill(pid, number)
         with pytest.raises(BadObject, match=rf"signal {number.value} \({number.name}\)"):
-            future.result(5)
+            future.result(10)
 
 
 def test_deadline() -> None:
@@ -473,9 +470,10 @@ def test_deadline() -> None:
         assert 0.3 <= time.monotonic() - before < 2
 
 
-def test_child_that_is_stopped() -> None:
-    with started(seconds=1) as hasty, working(hasty) as (pid, future):
-        os.kill(pid, signal.SIGSTOP)
+@pytest.mark.parametrize("which", ["broker", "parser"])
+def test_process_that_is_stopped(which: str) -> None:
+    with started(seconds=1) as hasty, working(hasty) as (broker, future):
+        os.kill(broker if which == "broker" else children_of(broker)[0], signal.SIGSTOP)
         with pytest.raises(BadObject, match="longer than 1 seconds"):
             future.result(5)
 
@@ -514,7 +512,8 @@ def test_server_killed_between_loads() -> None:
 
 
 def test_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "_GRACE_SECONDS", 0.2)
+    # The next one has this long to start.
+    monkeypatch.setattr(loader_module, "_GRACE_SECONDS", 1.5)
     with started(seconds=0.2) as own:
         first = server_pid(own)
         os.kill(first, signal.SIGSTOP)
@@ -565,7 +564,9 @@ def test_start_from_a_thread_that_ends() -> None:
 
 
 def test_mutated_objects(loader: Loader) -> None:
-    """Whatever comes, the answer is a program or an error that a client may see."""
+    """Whatever comes, the answer is a program or an error that a client may see; nothing grows."""
+    server = server_pid(loader)
+    sizes = [int(status_of(pid)["VmRSS"].split()[0]) for pid in (os.getpid(), server)]
     rng = random.Random(20)  # noqa: S311 - the same mutations each time
     seen: dict[str, int] = {}
     details: list[str] = []
@@ -587,34 +588,59 @@ def test_mutated_objects(loader: Loader) -> None:
         "too-large",
     }  # fmt: skip
     assert min(seen["loaded"], seen["bad-object"], seen["verifier-rejected"]) > 10
+    assert server_pid(loader) == server
+    after = [int(status_of(pid)["VmRSS"].split()[0]) for pid in (os.getpid(), server)]
+    assert all(now - then < 8192 for then, now in zip(sizes, after, strict=True))
 
 
 # --- how it is confined ----------------------------------------------------------------------
 
 
-def test_child_is_confined(loader: Loader) -> None:
-    with working(loader) as (pid, future):
-        status = status_of(pid)
-        sets = {name: int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
-        limits = Path(f"/proc/{pid}/limits").read_text()
-        links = links_of(pid)
-        os.kill(pid, signal.SIGKILL)
+def capabilities(status: dict[str, str]) -> dict[str, int]:
+    return {name: int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+
+
+def limits_of(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return {line[:25].strip(): line[26:].split()[:2] for line in lines}
+
+
+def kinds(links: list[str]) -> list[str]:
+    """What FDs are, without what is made of bpf(2) and the files of the system."""
+    own = [link for link in links if "anon_inode:bpf" not in link and link != "anon_inode:btf"]
+    files = ("/sys/", "/boot/", "/proc/version", "/proc/config")
+    return sorted(link.split(":")[0].split(" ")[0] for link in own if not link.startswith(files))
+
+
+def test_processes_are_confined(loader: Loader) -> None:
+    with working(loader) as (broker, future):
+        (parser,) = children_of(broker)
+        status = {pid: status_of(pid) for pid in (broker, parser)}
+        limits = {pid: limits_of(pid) for pid in (broker, parser)}
+        links = {pid: kinds(links_of(pid)) for pid in (broker, parser)}
+        os.kill(broker, signal.SIGKILL)
         with pytest.raises(BadObject):
             future.result(5)
-    assert sets == {"Inh": 0, "Prm": CAPS, "Eff": CAPS, "Bnd": CAPS, "Amb": 0}
-    assert status["NoNewPrivs"] == "1"
-    assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
-    assert status["Groups"] == ""
-    table = {line[:25].strip(): line[26:].split()[:2] for line in limits.splitlines()}
-    assert table["Max address space"] == [str(512 << 20)] * 2
-    assert table["Max cpu time"] == ["10", "11"]
-    assert table["Max core file size"] == table["Max processes"] == ["0", "0"]
-    assert table["Max open files"] == ["256", "256"]
-    assert table["Max file size"] == ["1048576", "1048576"]
-    # stdin and stdout, libbpf's words twice, the request, the answer, and what libbpf has opened.
-    own = [link for link in links if "bpf" not in link and "btf" not in link]
-    assert sorted(link.split(":")[0].split(" ")[0] for link in own) == [
-        "/dev/null", "/dev/null", "/memfd", "/memfd", "/memfd", "socket",
+    none = {"Inh": 0, "Prm": 0, "Eff": 0, "Bnd": CAPS, "Amb": 0}
+    assert capabilities(status[broker]) == {**none, "Prm": CAPS, "Eff": CAPS}
+    assert capabilities(status[parser]) == none
+    for pid in (broker, parser):
+        assert status[pid]["NoNewPrivs"] == "1"
+        assert status[pid]["Seccomp"] == "2"
+        assert status[pid]["Uid"].split() == status[pid]["Gid"].split() == ["65534"] * 4
+        assert status[pid]["Groups"] == ""
+        assert limits[pid]["Max address space"] == [str(512 << 20)] * 2
+        assert limits[pid]["Max cpu time"] == ["10", "11"]
+        assert limits[pid]["Max core file size"] == limits[pid]["Max processes"] == ["0", "0"]
+        assert limits[pid]["Max open files"] == ["512", "512"]
+        assert limits[pid]["Max file size"] == ["1048576", "1048576"]
+    # stdin and stdout, libbpf's words, the request, and the way to the broker.
+    assert links[parser] == ["/dev/null", "/dev/null", "/memfd", "/memfd", "socket"]
+    # A /dev/null for addresses of the kernel; the words twice, the request, the kernel's types
+    # twice, the answer; the parser: its calls, its memory, itself, and the way to it.
+    assert links[broker] == [
+        *["/dev/null"] * 3, *["/memfd"] * 5,
+        f"/proc/{parser}/mem", "anon_inode", "anon_inode", "socket", "socket",
     ]  # fmt: skip
 
 
@@ -627,8 +653,8 @@ def test_server_holds_nothing_of_the_daemon() -> None:
             own.load(ask("session")).close()
             pid = server_pid(own)
             assert sorted(links_of(pid))[:2] == ["/dev/null", "/dev/null"]
-            # stdin, stdout, stderr and the control socket.
-            until(lambda: len(links_of(pid)) == 4)
+            # stdin, stdout, stderr, the control socket, and the kernel's types.
+            until(lambda: len(links_of(pid)) == 5)
             assert os.getsid(pid) == os.getpgid(pid) == pid
             assert int(status_of(pid)["SigBlk"], 16) == 0
             assert int(status_of(pid)["VmRSS"].split()[0]) < 20_000

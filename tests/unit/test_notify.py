@@ -110,3 +110,36 @@ def test_it_waits_while_the_managers_queue_is_full(manager: Manager) -> None:
         sending.join(0.001)
     manager.pump()
     assert [lines for lines, _ in manager.told] == [[f"STATUS={each}"] for each in range(count)]
+
+
+def test_without_waiting_a_full_queue_is_an_error(manager: Manager) -> None:
+    notifier = Notifier(manager.address)
+    refused = 0
+    for each in range(10_000):
+        try:
+            notifier.send(f"STATUS={each}", wait=False)
+        except BlockingIOError:
+            refused += 1
+    assert refused
+    manager.pump()
+    notifier.send("STATUS=late", wait=False)
+
+
+def test_a_barrier_waits_until_all_is_taken(manager: Manager) -> None:
+    notifier = Notifier(manager.address)
+    notifier.send("STATUS=first")
+    waiting = threading.Thread(target=notifier.barrier)
+    waiting.start()
+    waiting.join(0.02)
+    assert waiting.is_alive()
+    while waiting.is_alive():
+        manager.pump()
+        waiting.join(0.001)
+    assert [lines for lines, _ in manager.told] == [["STATUS=first"], ["BARRIER=1"]]
+    Notifier(None).barrier()
+
+
+def test_a_barrier_that_nobody_lifts(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kpmd.runtime.notify._PATIENCE", 0.02)
+    with pytest.raises(TimeoutError):
+        Notifier(manager.address).barrier()
