@@ -7,18 +7,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kpmd.core.deny import DenyList
 
 DEFAULT_SOCKET = Path("/run/kpmd.sock")
+DEFAULT_CONFIG = Path("/etc/kpmd/kpmd.toml")
 
 _OCTAL = 'must be permission bits in octal, as for chmod: "0660"'
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class ConfigError(Exception):
+class ConfigError(ValueError):
     """The configuration cannot be used; the message says where and why."""
 
 
@@ -47,6 +48,25 @@ class Limits(BaseModel):
     shutdown_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
 
 
+def check_absolute(path: Path) -> Path:
+    """Not where the daemon happens to be started."""
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+class Audit(BaseModel):
+    """Where the audit trail goes: the journal, else standard error; and a file if there is one.
+
+    ``journal``: whether it goes there; None: if that is where standard error goes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: Annotated[Path, AfterValidator(check_absolute)] | None = None
+    journal: bool | None = None
+
+
 class Config(BaseModel):
     """Everything that the configuration file may set. Arguments of the command win over it."""
 
@@ -57,7 +77,9 @@ class Config(BaseModel):
     mode: Annotated[int, BeforeValidator(parse_mode), Field(ge=0, le=0o777)] = 0o660
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     deny_file: Path | None = None
+    policy: Path | None = None
     limits: Limits = Limits()
+    audit: Audit = Audit()
 
 
 def load_deny_list(path: Path | None) -> DenyList:
@@ -74,11 +96,14 @@ def load_deny_list(path: Path | None) -> DenyList:
 
 
 def load(path: Path | None, **arguments: object) -> Config:
-    """The configuration of the file at ``path`` (None: defaults) and of the arguments not None.
+    """The configuration of the file at ``path`` and of the arguments that are not None.
 
+    ``path`` None: ``/etc/kpmd/kpmd.toml``, or the defaults where it is not there.
     Raises ConfigError.
     """
     data: dict[str, object] = {}
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
     if path is not None:
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))

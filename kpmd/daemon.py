@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import resource
 import signal
+import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import uvloop
 
-from kpmd import __version__
+from kpmd import __version__, policy_file
 from kpmd.api.app import make_api, wind_down
+from kpmd.bpf import kallsyms
 from kpmd.bpf.kernel import LinuxKernel
 from kpmd.bpf.loader import LoaderLimits
 from kpmd.config import Config, ConfigError, load_deny_list
@@ -27,13 +31,17 @@ from kpmd.listener import (
 )
 from kpmd.log import Log
 from kpmd.log import configure as configure_logging
+from kpmd.runtime import handover
+from kpmd.runtime.audit import Audit, Record, destinations
 from kpmd.runtime.executor import Lane
 from kpmd.runtime.fdstore import FdStore, capacity
 from kpmd.runtime.kernel import Kernel
 from kpmd.runtime.manager import is_being_stopped
 from kpmd.runtime.notify import Notifier
+from kpmd.runtime.policies import Policies
 from kpmd.runtime.restore import restore
 from kpmd.runtime.state import State
+from kpmd.runtime.watchdog import keep_alive, watchdog_seconds
 
 log = Log("kpmd")
 
@@ -61,6 +69,8 @@ class Manager:
     store: FdStore
     #: What was in the FD store when we were started.
     stored: Sequence[tuple[str, int]] = ()
+    #: How long it waits for a sign of life before it takes us for hung.
+    patience: float | None = None
 
     @classmethod
     def from_environment(
@@ -69,7 +79,13 @@ class Manager:
         """What the environment says of it; takes the variables away. ``passed``: its FDs."""
         notifier = Notifier.from_environment(environ)
         stored = [(name, fd) for name, fd in passed if is_stored(name)]
-        return cls(notifier, FdStore(notifier, capacity(environ)), stored)
+        places = max(0, capacity(environ) - handover.PLACES)
+        return cls(
+            notifier,
+            FdStore(notifier, places),
+            stored,
+            watchdog_seconds(environ, os.getpid()),
+        )
 
 
 async def serve(
@@ -78,8 +94,9 @@ async def serve(
     kernel: Kernel,
     deny: DenyList | None = None,
     manager: Manager | None = None,
+    policies: Policies | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then let what runs end and return.
+    """Serve until SIGTERM or SIGINT; then let what runs end and return. SIGHUP: read the policy.
 
     Before that everything is detached; but where the service manager is about to start us again,
     and has an FD store, what outlives a client is left in it.
@@ -89,9 +106,22 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     manager = manager or Manager.from_environment({})
+    alive = None
+    if manager.patience is not None:
+        alive = asyncio.create_task(keep_alive(manager.notifier, manager.patience))
     state = State(
-        kernel, deny=deny, max_targets=config.limits.targets_per_link, store=manager.store
+        kernel,
+        deny=deny,
+        max_targets=config.limits.targets_per_link,
+        load_seconds=config.limits.load_seconds,
+        store=manager.store,
+        policies=policies,
+        audit=Audit(*destinations(config.audit.file, config.audit.journal, os.environ)),
     )
+    state.audit.record(Record(audit="start", what={"version": __version__}))
+    reload = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    reloading = asyncio.create_task(_reload(state, manager.notifier, reload))
     await state.executor.run(kernel.start)
     if manager.store:
         await restore(state, manager.store, manager.stored)
@@ -117,9 +147,33 @@ async def serve(
         log.info("stopping", keep=keep)
         manager.notifier.send("STOPPING=1")
         warming.cancel()
-        await asyncio.gather(warming, return_exceptions=True)
+        reloading.cancel()
+        await asyncio.gather(warming, reloading, return_exceptions=True)
         await wind_down(server, api, runner, state, config.limits.shutdown_seconds, keep=keep)
+        state.audit.record(Record(audit="stop", what={"keep": keep}))
+        await state.audit.close()
+        if alive is not None:
+            alive.cancel()
         log.info("stopped")
+
+
+async def _reload(state: State, notifier: Notifier, asked: asyncio.Event) -> None:
+    """Put a new policy in force whenever that is asked for; several times at once are one.
+
+    The audit file is opened anew as well: logrotate may have moved it.
+    """
+    while True:
+        await asked.wait()
+        asked.clear()
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        notifier.send("RELOADING=1", f"MONOTONIC_USEC={now}")
+        state.audit.reopen()
+        await state.policies.renew(state.executor)
+        fault = state.policies.fault
+        outcome = "ok" if fault is None else "invalid"
+        what = {"source": state.policies.current.source}
+        state.audit.record(Record(audit="policy", outcome=outcome, detail=fault, what=what))
+        notifier.send("READY=1", f"STATUS={fault or 'policy in force'}")
 
 
 async def _warm_up(state: State) -> None:
@@ -138,24 +192,29 @@ async def _warm_up(state: State) -> None:
 def run(config: Config) -> int:
     """Run the daemon; returns the exit status."""
     configure_logging(config.log_level)
+    # A traceback on standard error where the watchdog ends us (SIGABRT), or a bug in C does.
+    faulthandler.enable()
     raise_limits()
+    read_policy = partial(policy_file.load, config.policy, config.group)
     try:
         deny = load_deny_list(config.deny_file)
-    except ConfigError as error:
+        policies = Policies(read_policy(), read_policy)
+    except (ConfigError, policy_file.PolicyError) as error:
         log.error("cannot start", reason=str(error))
         return 1
-    passed = passed_by_systemd(os.environ, os.getpid())
+    files, passed = handover.split(passed_by_systemd(os.environ, os.getpid()))
     manager = Manager.from_environment(os.environ, passed)
     try:
         listener = from_systemd(passed) or make(config.socket, config.group, config.mode)
     except ListenError as error:
         log.error("cannot listen", reason=str(error))
         return 1
+    kallsyms.use(handover.take(files, manager.notifier))
     limits = LoaderLimits(
         seconds=config.limits.load_seconds, memory_bytes=config.limits.load_memory_bytes
     )
     try:
-        uvloop.run(serve(config, listener, LinuxKernel(limits), deny, manager))
+        uvloop.run(serve(config, listener, LinuxKernel(limits), deny, manager, policies))
     finally:
         listener.close()
     return 0

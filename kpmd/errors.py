@@ -161,6 +161,12 @@ class TooLarge(KpmdError):
     kind, status, title = "too-large", 413, "Too large"
 
 
+class TooSlow(KpmdError):
+    """The request did not come whole in the time it has."""
+
+    kind, status, title = "timeout", 408, "The request came too slowly"
+
+
 class Quota(KpmdError):
     """A per-user limit is reached."""
 

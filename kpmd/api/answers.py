@@ -15,14 +15,8 @@ from kpmd.api.fields import (
     Hex,
     Time,
 )
+from kpmd.api.policy_answers import LimitsAnswer, OwnerAnswer, PolicyAnswer
 from kpmd.core.model import Reason
-
-
-class OwnerAnswer(Answer):
-    """A user. `user` is null where the uid has no name."""
-
-    uid: int
-    user: str | None
 
 
 class LifetimeAnswer(Answer):
@@ -115,7 +109,7 @@ class SkippedAnswer(Answer):
 
     symbol: str
     module: str | None
-    reason: Literal["unknown", "untraceable", "blacklisted", "denied", "ambiguous"]
+    reason: Literal["unknown", "untraceable", "blacklisted", "denied", "ambiguous", "forbidden"]
     detail: str
 
 
@@ -289,16 +283,6 @@ class ApiAnswer(Answer):
     extensions: list[str]
 
 
-class LimitsAnswer(Answer):
-    """The caller's limits."""
-
-    body_bytes: int
-    object_bytes: int
-    targets_per_link: int
-    page: int
-    lease_seconds: Annotated[int, Field(description="The longest `ttl` of a lease.")]
-
-
 class CapabilitiesAnswer(Answer):
     """What this kernel and this kpmd can do for the caller."""
 
@@ -307,6 +291,7 @@ class CapabilitiesAnswer(Answer):
     api: ApiAnswer
     builtins: list[str]
     limits: LimitsAnswer
+    policy: PolicyAnswer
     survives_restart: Annotated[
         bool,
         Field(
@@ -320,6 +305,10 @@ class HealthAnswer(Answer):
     """The daemon answers."""
 
     status: Literal["ok", "stopping"]
+    warnings: Annotated[
+        list[str],
+        Field(description="For administrators: what they have to look at; `[]` for others."),
+    ]
 
 
 class VersionAnswer(Answer):
@@ -353,4 +342,10 @@ class Problem(Answer):
     verifier_log: str = ""
     verifier_log_truncated: bool = False
     needs: str = ""
+    rule: str = Field(default="", description="The rule of the policy that does not allow it.")
+    refused: list[str] = Field(default_factory=list)
+    limit: str = ""
+    used: int = 0
+    most: int = 0
+    asked: int = 0
     request: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from kpmd.api import clients, events, leases, links, maps, openapi, symbols
+from kpmd.api import clients, events, leases, links, maps, openapi, policy, symbols
 from kpmd.api.daemon import DaemonCalls
 from kpmd.api.programs import ProgramCalls
 from kpmd.api.route import Route
@@ -33,6 +33,7 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
         *clients.ROUTES,
         *leases.ROUTES,
         *events.ROUTES,
+        *policy.ROUTES,
     ]
     daemon.openapi = openapi.to_json(table)
     return table

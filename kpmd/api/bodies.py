@@ -13,6 +13,8 @@ from kpmd.api.fields import (
     Model,
     NumberOrBytes,
 )
+from kpmd.core.policy import Right
+from kpmd.core.specs import MAX_GLOBS
 
 AttachName = Literal["kprobe_multi", "kprobe_session"]
 KindName = Literal["kprobe", "kretprobe", "session"]
@@ -82,6 +84,13 @@ class ObjectBody(Model):
     ] = None
     globals: Globals = Field(default_factory=dict)
     max_entries: MaxEntries = Field(default_factory=dict)
+    signature: Annotated[
+        Base64 | None,
+        Field(
+            description="Ed25519 signature of the object's bytes, where the policy asks for one: "
+            "`openssl pkeyutl -sign -rawin -inkey KEY -in OBJECT`."
+        ),
+    ] = None
 
 
 class InstructionsBody(Model):
@@ -177,6 +186,32 @@ class RenewBody(Model):
     ttl: Ttl | None = None
 
 
+User = Annotated[
+    Annotated[str, Field(min_length=1, max_length=256)] | Annotated[int, Field(ge=0, lt=1 << 32)],
+    Field(description="A user's name, or uid."),
+]
+
+
+class ExplainBody(Model):
+    """What somebody would do. Of others only administrators may ask."""
+
+    user: User | None = None
+    call: Annotated[Right | None, Field(description="Make this call.")] = None
+    patterns: Annotated[
+        list[Annotated[str, Field(max_length=577)]],
+        Field(
+            description="Attach to these functions, each a name or a glob.",
+            max_length=MAX_GLOBS,
+            default_factory=list,
+        ),
+    ]
+    source: Annotated[
+        Literal["builtin", "object", "instructions"] | None,
+        Field(description="Load such a program; an `object` by its `sha256`."),
+    ] = None
+    sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$")] = None
+
+
 # Queries
 
 
@@ -216,6 +251,14 @@ class SymbolsQuery(PageQuery):
     """Which functions."""
 
     pattern: Annotated[str, Field(description="A glob, as in `patterns` of a link.")] = "*"
+
+
+class UserQuery(Model):
+    """Whose policy; the caller's own by default. Of others only administrators may ask."""
+
+    user: Annotated[
+        str | None, Field(min_length=1, max_length=256, description="A user's name, or uid.")
+    ] = None
 
 
 class CapabilitiesQuery(Model):

@@ -43,7 +43,7 @@ async def get_client(call: Call) -> Reply:
 async def release_client(call: Call) -> Reply:
     """DELETE /clients/{id}"""
     registry = call.state.registry
-    client = registry.client(call.caller, call.path["id"])
+    client = registry.client(call.caller, call.path["id"], touch=True)
     links = list(client.links)
     await call.state.closing.now(registry.release_client(client), links)
     return Reply(status=204)

@@ -56,7 +56,9 @@ async def events(call: Call) -> Reply:
     query: EventsQuery = call.query
     accepted = call.headers.get("Accept", "")
     since = call.headers.get("Last-Event-ID") if query.since is None else query.since
-    listener = call.state.journal.listen(None if call.caller.admin else call.caller.uid, since)
+    listener = call.state.journal.listen(
+        None if call.caller.reads_others else call.caller.uid, since
+    )
     return Reply(EventStream(listener, SSE if SSE in accepted.lower() else NDJSON))
 
 
@@ -69,6 +71,7 @@ ROUTES = [
         EventAnswer,
         query=EventsQuery,
         streams=(NDJSON, SSE),
+        right="events",
         errors=("gone",),
     ),
 ]

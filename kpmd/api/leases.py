@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kpmd.api.answers import LeaseAnswer, LeasesPage, OwnerAnswer
+from kpmd.api.answers import LeaseAnswer, LeasesPage
 from kpmd.api.bodies import LeaseBody, PageQuery, RenewBody
 from kpmd.api.paging import cursor, position
+from kpmd.api.policy_answers import OwnerAnswer
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.model import Lease, Link
 from kpmd.core.times import rfc3339
@@ -32,7 +33,8 @@ def lease_answer(state: State, lease: Lease) -> LeaseAnswer:
 async def create(call: Call) -> Reply:
     """POST /leases"""
     body: LeaseBody = call.body
-    lease = await leases.create(call.state, call.connection, body.ttl, body.labels)
+    lease = await leases.create(call.state, call.caller, call.connection, body.ttl, body.labels)
+    call.what |= {"lease": lease.id, "ttl": body.ttl}
     return Reply(
         lease_answer(call.state, lease), status=201, headers={"Location": f"/leases/{lease.id}"}
     )
@@ -78,6 +80,7 @@ ROUTES = [
         LeaseAnswer,
         status=201,
         body=LeaseBody,
+        right="leases",
         errors=("quota", "kernel", "shutting-down"),
         tag="leases",
     ),
@@ -107,6 +110,7 @@ ROUTES = [
         LeaseAnswer,
         body=RenewBody,
         optional_body=True,
+        right="leases",
         errors=("not-found", "gone"),
         tag="leases",
     ),

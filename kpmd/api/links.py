@@ -6,7 +6,6 @@ from kpmd.api.answers import (
     DryRunAnswer,
     LinkAnswer,
     LinksPage,
-    OwnerAnswer,
     RefusalAnswer,
     SkippedAnswer,
     SkippedPage,
@@ -17,6 +16,7 @@ from kpmd.api.bodies import LinkBody, LinksQuery, PageQuery
 from kpmd.api.fields import address
 from kpmd.api.lifetimes import lifetime, lifetime_answer
 from kpmd.api.paging import cursor, position, span
+from kpmd.api.policy_answers import OwnerAnswer
 from kpmd.api.route import Call, Reply, Route
 from kpmd.bpf.objects import LinkDetails
 from kpmd.core.model import Link, Skipped, Targets
@@ -90,9 +90,18 @@ def _spec(body: LinkBody) -> LinkSpec:
 async def attach(call: Call) -> Reply:
     """POST /links"""
     spec = _spec(call.body)
+    targets = spec.targets
+    call.what |= {
+        "program": spec.program,
+        "kind": spec.kind,
+        targets.which: targets.given,
+        "lifetime": spec.lifetime.kind,
+        "dry_run": call.body.dry_run,
+    }
     if call.body.dry_run:
         return await _dry_run(call, spec)
     link, details = await links.attach(call.state, call.caller, call.connection, spec)
+    call.what |= {"link": link.id, "count": link.count, "skipped": len(link.skipped)}
     return Reply(
         link_answer(link, details),
         status=201,
@@ -123,7 +132,7 @@ async def _dry_run(call: Call, spec: LinkSpec) -> Reply:
             .encode()
         )
 
-    return Reply(await call.state.executor.run(describe))
+    return Reply(await call.state.executor.run(describe, uid=call.caller.uid))
 
 
 async def get_skipped(call: Call) -> Reply:
@@ -157,7 +166,7 @@ async def list_links(call: Call) -> Reply:
     else:
         key = registry.scope(call.caller)
     found, after = registry.links.page(key, position(query.after), query.limit, wanted)
-    details = await links.details(call.state, found)
+    details = await links.details(call.state, found, call.caller.uid)
     return Reply(
         LinksPage(
             items=[link_answer(link, details.get(link.id)) for link in found], next=cursor(after)
@@ -168,7 +177,7 @@ async def list_links(call: Call) -> Reply:
 async def get_link(call: Call) -> Reply:
     """GET /links/{id}"""
     link = call.state.registry.link(call.caller, call.path["id"])
-    found = await links.details(call.state, [link])
+    found = await links.details(call.state, [link], call.caller.uid)
     return Reply(link_answer(link, found.get(link.id)))
 
 
@@ -207,6 +216,7 @@ ROUTES = [
         status=201,
         also={200: DryRunAnswer},
         body=LinkBody,
+        right="attach",
         errors=(
             "not-found",
             "symbol-not-found",

@@ -19,7 +19,7 @@ from kpmd.api.answers import Problem
 from kpmd.api.route import Access, Route
 
 #: What every call can answer, and what every call with a body or query can.
-_ALWAYS = ("malformed", "invalid", "internal")
+_ALWAYS = ("malformed", "invalid", "timeout", "quota", "internal")
 _WITH_BODY = ("too-large",)
 
 _BY_KIND: dict[str, type[errors.KpmdError]] = {
@@ -69,6 +69,8 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.access is Access.ADMIN:
         operation["description"] = f"For {Access.ADMIN.value} only."
+    elif route.right is not None:
+        operation["description"] = f"The policy must grant `{route.right}`."
     if parameters := [*_path_parameters(route), *_query_parameters(route)]:
         operation["parameters"] = parameters
     if route.body is not None:
@@ -115,8 +117,11 @@ def _responses(route: Route) -> dict[str, Any]:
         content = {"application/json": {"schema": _ref(model)}}
         responses[str(status)] = {"description": model.__doc__, "content": content}
     kinds = [*_ALWAYS, *(_WITH_BODY if route.body else ()), *route.errors]
+    changes = route.method != "GET" and "not-found" in route.errors
+    if route.right is not None or route.access is Access.ADMIN or changes:
+        kinds.append("forbidden")  # who reads what is others' may not change it
     by_status: dict[int, list[str]] = {}
-    for kind in kinds:
+    for kind in dict.fromkeys(kinds):
         by_status.setdefault(_BY_KIND[kind].status, []).append(kind)
     for status, names in sorted(by_status.items()):
         responses[str(status)] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +17,6 @@ from kpmd.errors import (
     Malformed,
     MethodNotAllowed,
     NotFound,
-    TooLarge,
 )
 from kpmd.log import Log
 
@@ -67,8 +67,6 @@ def from_exception(error: BaseException, request_id: str) -> KpmdError:
         return error
     if isinstance(error, ValidationError):
         return from_validation(error)
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return TooLarge("the body is over the limit; GET /capabilities has it as limits.body_bytes")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"this path takes {allowed}", allow=allowed)
@@ -96,3 +94,17 @@ def response(error: KpmdError, request_id: str) -> web.Response:
         content_type=CONTENT_TYPE,
         headers=headers,
     )
+
+
+def raw(error: KpmdError, request_id: str) -> bytes:
+    """The same as bytes, for a connection on which no request was read; it is the last answer."""
+    body = json.dumps(error.problem()).encode()
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+        f"Server: {SERVER}",
+        f"X-Request-Id: {request_id}",
+        f"Content-Type: {CONTENT_TYPE}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    )
+    return "\r\n".join((*head, "", "")).encode() + body

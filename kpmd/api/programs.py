@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from kpmd import builtin
-from kpmd.api.answers import LoadedAnswer, OwnerAnswer, ProgramAnswer, ProgramsPage
+from kpmd.api.answers import LoadedAnswer, ProgramAnswer, ProgramsPage
 from kpmd.api.bodies import BuiltinBody, ForceQuery, InstructionsBody, PageQuery, ProgramBody
 from kpmd.api.lifetimes import lifetime, lifetime_answer
 from kpmd.api.maps import map_answer
 from kpmd.api.paging import cursor, position
+from kpmd.api.policy_answers import OwnerAnswer
 from kpmd.api.route import Call, Reply, Route
-from kpmd.core.model import Program
+from kpmd.core.model import Caller, Program
 from kpmd.core.specs import BuiltinSource, InstructionsSource, ObjectSource, ProgramSpec
 from kpmd.core.times import rfc3339
 from kpmd.errors import Invalid, TooLarge
@@ -44,7 +45,7 @@ class ProgramCalls:
     def __init__(self, max_object: int) -> None:
         self._max_object = max_object
 
-    def _spec(self, body: ProgramBody) -> ProgramSpec:
+    def _spec(self, caller: Caller, body: ProgramBody) -> ProgramSpec:
         source = body.source
         made: InstructionsSource | ObjectSource | BuiltinSource
         if isinstance(source, InstructionsBody):
@@ -63,11 +64,14 @@ class ProgramCalls:
                 )
             made = BuiltinSource(source.builtin, source.globals, source.max_entries)
         else:
-            if len(source.elf) > self._max_object:
+            most = min(self._max_object, caller.limits.object_bytes)
+            if len(source.elf) > most:
                 raise TooLarge(
-                    f"the object has {len(source.elf)} bytes; the limit is {self._max_object}"
+                    f"the object has {len(source.elf)} bytes; {most} are the most (object_bytes)"
                 )
-            made = ObjectSource(source.elf, source.programs, source.globals, source.max_entries)
+            made = ObjectSource(
+                source.elf, source.programs, source.globals, source.max_entries, source.signature
+            )
         return ProgramSpec(
             source=made,
             attach=body.attach,
@@ -78,9 +82,20 @@ class ProgramCalls:
 
     async def load(self, call: Call) -> Reply:
         """POST /programs"""
-        made, maps, logs = await programs.load(
-            call.state, call.caller, call.connection, self._spec(call.body)
-        )
+        spec = self._spec(call.caller, call.body)
+        call.what |= {"source": call.body.source.kind, "lifetime": spec.lifetime.kind}
+        if isinstance(spec.source, BuiltinSource):
+            call.what["builtin"] = spec.source.name
+        elif isinstance(source := spec.source, ObjectSource):
+            call.what["sha256"] = await call.state.executor.run(
+                lambda: source.sha256, uid=call.caller.uid
+            )
+        made, maps, logs = await programs.load(call.state, call.caller, call.connection, spec)
+        call.what |= {
+            "programs": [each.id for each in made],
+            "names": [each.name for each in made],
+            "maps": [each.id for each in maps],
+        }
         return Reply(
             LoadedAnswer(
                 programs=[
@@ -123,6 +138,7 @@ class ProgramCalls:
                 LoadedAnswer,
                 status=201,
                 body=ProgramBody,
+                right="load",
                 errors=(
                     "bad-object",
                     "verifier-rejected",

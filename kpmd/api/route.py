@@ -11,13 +11,14 @@ from pydantic import BaseModel
 
 from kpmd.api.bodies import NoQuery
 from kpmd.core.model import Caller, Connection
+from kpmd.core.policy import Right
 from kpmd.runtime.state import State
 
 
 class Access(Enum):
     """Who may make a call at all; what they then see of others' is the registry's matter."""
 
-    USER = "everyone whom the socket's permissions let in"
+    USER = "everyone whom the socket's permissions let in, with what right the route asks for"
     ADMIN = "administrators"
 
 
@@ -35,6 +36,8 @@ class Call:
     path: Mapping[str, str]
     query: Any
     body: Any
+    #: What the audit trail is to tell of it beside the call itself: ids, names, numbers.
+    what: dict[str, Any]
 
 
 class Stream(Protocol):
@@ -63,8 +66,10 @@ class Route:
     """One call of the API.
 
     ``also``: other statuses of success, and their answers. ``errors``: the kinds of error that it
-    can give beside those that every call can. ``optional_body``: without one, its defaults are
-    taken. ``streams``: the content types of an answer that is a stream of ``answer``.
+    can give beside those that every call can. ``right``: what the policy must grant for it; None
+    where it tells of the daemon, or tells of the caller's own things or ends them.
+    ``optional_body``: without one, its defaults are taken. ``streams``: the content types of an
+    answer that is a stream of ``answer``. ``asks_only``: it changes nothing, though it is no GET.
     """
 
     method: str
@@ -74,10 +79,17 @@ class Route:
     answer: type[BaseModel] | None
     status: int = 200
     access: Access = Access.USER
+    right: Right | None = None
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
     optional_body: bool = False
     streams: tuple[str, ...] = ()
+    asks_only: bool = False
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     tag: str = "daemon"
+
+    @property
+    def changes(self) -> bool:
+        """Whether what it does is put on record."""
+        return self.method != "GET" and not self.asks_only

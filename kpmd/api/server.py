@@ -3,106 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import os
 import secrets
-import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    aclosing,
+    closing,
+    suppress,
+)
+from dataclasses import replace
 from typing import Any, cast
 
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 from pydantic import BaseModel
-from pydantic_core import from_json
 
 from kpmd.api import problem
+from kpmd.api.body import OTHER_VERSION, check_head, parse, read_body
+from kpmd.api.connection import HttpConnection
+from kpmd.api.guard import LARGE_BODY, Guard
 from kpmd.api.problem import SERVER
 from kpmd.api.route import Access, Call, Reply, Route, Stream
 from kpmd.core.model import Caller, Connection
-from kpmd.errors import Forbidden, Invalid, KpmdError, Malformed
+from kpmd.core.policy import check_right
+from kpmd.errors import Forbidden, Invalid, KpmdError
 from kpmd.log import Log
-from kpmd.runtime.peer import read_peer
+from kpmd.runtime.audit import Record
 from kpmd.runtime.state import State
 
 log = Log("kpmd.api")
-
-#: A body larger than this is validated in the pool, not on the event loop.
-_LARGE_BODY = 64 << 10
-
-#: Members of a JSON object at the most.
-_MOST_MEMBERS = 4096
-
-#: Seconds that a connection may stay idle between requests.
-_KEEPALIVE = 75.0
-
-
-class HttpConnection(web.RequestHandler):
-    """One connection, whose peer is read when it is made: nothing in a request can change it."""
-
-    __slots__ = ("api", "caller", "connection", "state", "stream")
-
-    def __init__(self, server: web.Server, api: Api, state: State, **options: Any) -> None:
-        super().__init__(server, **options)
-        self.api = api
-        self.state = state
-        self.connection: Connection | None = None
-        self.caller: Caller | None = None
-        self.stream: Stream | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Read who connected; a connection whose peer cannot be told is closed unheard."""
-        try:
-            self._identify(transport.get_extra_info("socket"))
-        except OSError as error:
-            # Out of file descriptors, say: this one is refused, the daemon goes on.
-            log.warning("connection refused", error=str(error))
-            super().connection_made(transport)
-            transport.abort()
-            return
-        super().connection_made(transport)
-
-    def _identify(self, sock: socket.socket) -> None:
-        peer = read_peer(sock)
-        self.connection = self.state.clients.connect(peer)
-        self.caller = Caller(
-            uid=peer.uid, gid=peer.gid, pid=peer.pid, admin=peer.uid in (0, os.geteuid())
-        )
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Let end what lives as long as the connection."""
-        super().connection_lost(exc)
-        if self.stream is not None:
-            self.stream.close()
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            self.state.clients.disconnect(connection)
-
-    def _process_keepalive(self) -> None:
-        """Close an idle connection; but not one that programs or links live as long as."""
-        connection = self.connection
-        if connection is None or not self.state.registry.bound(connection.id):
-            super()._process_keepalive()
-        elif self._keepalive:
-            later = self._loop.time() + _KEEPALIVE
-            self._keepalive_handle = self._loop.call_at(later, self._process_keepalive)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What aiohttp's parser could not read, as a problem document."""
-        request_id = self.api.new_request_id()
-        if status >= 500 and exc is not None:
-            error = problem.from_exception(exc, request_id)
-        else:
-            error = Malformed(f"this is not HTTP that can be read: {message or 'bad request'}")
-        answer = problem.response(error, request_id)
-        answer.force_close()
-        return answer
 
 
 class Api:
@@ -130,14 +61,7 @@ class Api:
         for route in routes:
             added = self._router.add_route(route.method, route.path, _never_called)
             self._by_route[added] = _Prepared(route)
-        # The daemon's own exception handling answers everything; aiohttp's access log is off.
-        # Bodies are never decompressed: a limit on what comes must be a limit on what is held.
-        self._options: dict[str, Any] = {
-            "access_log": None,
-            "auto_decompress": False,
-            "keepalive_timeout": _KEEPALIVE,
-            "tcp_keepalive": False,
-        }
+        self.guard = Guard(state.counters, state.clock)
 
     def runner(self, shutdown_timeout: float) -> web.ServerRunner:
         """A runner, to be set up and cleaned up by the daemon.
@@ -150,20 +74,25 @@ class Api:
         def request(
             message: Any, payload: Any, protocol: Any, writer: Any, task: Any
         ) -> web.BaseRequest:
-            return web.BaseRequest(
-                message, payload, protocol, writer, task, loop, client_max_size=self._max_body
-            )
+            # aiohttp answers in the version that it was asked in, whatever that is.
+            known = message.version.major == 1
+            if not known:
+                message = message._replace(version=HttpVersion11, should_close=True)
+            made = web.BaseRequest(message, payload, protocol, writer, task, loop)
+            if not known:
+                made[OTHER_VERSION] = True
+            return made
 
         server = web.Server(self._handle, request_factory=request, handler_cancellation=False)
         return web.ServerRunner(server, shutdown_timeout=shutdown_timeout)
 
     def protocol(self, server: web.Server, loop: Any) -> Callable[[], HttpConnection]:
         """The factory of connections, for ``loop.create_server``."""
-        return lambda: HttpConnection(server, self, self._state, loop=loop, **self._options)
+        return lambda: HttpConnection(server, self, self._state, loop)
 
     async def idle(self, seconds: float) -> None:
         """Wait until no request is under way, at most that long; streams do not count."""
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._under_way:
                     self._idle.clear()
@@ -181,44 +110,72 @@ class Api:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = self.new_request_id()
         registry = self._state.registry
-        client = None
-        stream = None
+        what: dict[str, Any] = {}
+        streams = False
         self._under_way += 1
+        http = _http(request)
         try:
-            http, caller, connection = _peer(request)
-            client = connection.client
-            registry.begin_request(client)
-            if "Expect" in request.headers:
-                await _expect(request)
-            prepared = self._fixed.get((request.method, request.rel_url.raw_path))
-            path: Mapping[str, str] = {}
-            if prepared is None:
-                prepared, path = await self._resolve(request)
-            route = prepared.route
-            if route.access is Access.ADMIN and not caller.admin:
-                raise Forbidden("only administrators may do this", rule="administrators")
-            query = prepared.no_query
-            if query is None or request.query_string:
-                query = _query(route, request)
-            body = None if route.body is None else await self._body(route, route.body, request)
-            reply = await route.handler(
-                Call(self._state, caller, connection, request.headers, path, query, body)
-            )
+            caller, connection = _peer(http)
+            if not self.guard.turnstile.admit(caller.uid):
+                await self.guard.turnstile.enter(caller.uid)
+                if http.connection is None:
+                    raise ConnectionResetError("the connection was closed before its turn came")
+            with self._state.counters.hold(caller.uid, "requests", caller.limits.requests):
+                registry.begin_request(connection.client)
+                try:
+                    route, reply = await self._reply(request, caller, connection, what)
+                finally:
+                    registry.end_request(connection.client)
             content = reply.content
             if content is not None and not isinstance(content, (bytes, BaseModel)):
-                stream = content
-                self._done()
-                return await _send_stream(http, request, stream, request_id)
+                with closing(content), self._streaming(caller):
+                    streams = True
+                    self._done()
+                    return await _send_stream(http, request, content, request_id)
         except Exception as raised:
             error = problem.from_exception(raised, request_id)
-            self._log(request, request_id, error)
-            return problem.response(error, request_id)
+            self.refused(http.caller, _call(request), request_id, error, what)
+            answer = problem.response(error, request_id)
+        else:
+            if route.changes and not what.get("dry_run"):
+                done = Record(
+                    request=request_id, call=_call(request), status=reply.status, what=what
+                )
+                self._put_on_record(caller, done)
+            answer = _answer(content, reply, request_id)
         finally:
-            if client is not None:
-                registry.end_request(client)
-            if stream is None:
+            if not streams:
                 self._done()
-        return _answer(content, reply, request_id)
+        return answer
+
+    def _streaming(self, caller: Caller) -> AbstractContextManager[None]:
+        return self._state.counters.hold(caller.uid, "streams", caller.limits.streams)
+
+    async def _reply(
+        self,
+        request: web.BaseRequest,
+        caller: Caller,
+        connection: Connection,
+        what: dict[str, Any],
+    ) -> tuple[Route, Reply]:
+        """Find the route of a request, and call its handler."""
+        check_head(request)
+        prepared = self._fixed.get((request.method, request.rel_url.raw_path))
+        path: Mapping[str, str] = {}
+        if prepared is None:
+            prepared, path = await self._resolve(request)
+        route = prepared.route
+        _check_access(route, caller)
+        what.update(path)
+        query = prepared.no_query
+        if query is None or request.query_string:
+            query = _query(route, request)
+        call = Call(self._state, caller, connection, request.headers, path, query, None, what)
+        if route.body is None:
+            return route, await route.handler(call)
+        with ExitStack() as held:
+            call.body = await self._body(route, route.body, request, caller, held)
+            return route, await route.handler(call)
 
     async def _resolve(self, request: web.BaseRequest) -> tuple[_Prepared, Mapping[str, str]]:
         """The route of a path with parameters. Raises HTTPNotFound, HTTPMethodNotAllowed."""
@@ -228,65 +185,83 @@ class Api:
         return self._by_route[found.route], found
 
     async def _body(
-        self, route: Route, model: type[BaseModel], request: web.BaseRequest
+        self,
+        route: Route,
+        model: type[BaseModel],
+        request: web.BaseRequest,
+        caller: Caller,
+        held: ExitStack,
     ) -> BaseModel:
-        raw = await request.read()
+        raw = await read_body(request, caller, self._max_body, self.guard, held)
         if not raw and route.optional_body:
             return model()
-        if len(raw) < _LARGE_BODY:
+        if len(raw) < LARGE_BODY:
             return parse(model, raw)
-        return await self._state.executor.run(parse, model, raw)
+        return await self.guard.parse(self._state.executor, parse, model, raw, caller=caller)
 
-    def _log(self, request: web.BaseRequest, request_id: str, error: KpmdError) -> None:
-        caller = request.protocol.caller if isinstance(request.protocol, HttpConnection) else None
-        log.info(
-            "request refused",
+    def refused(
+        self,
+        caller: Caller | None,
+        call: str,
+        request_id: str,
+        error: KpmdError,
+        what: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put on record that something was refused; as often as the user's share of lines lets."""
+        if caller is not None and not self.guard.lines.take(caller.uid):
+            return
+        record = Record(
+            audit="request" if call else "connection",
             request=request_id,
-            call=f"{request.method} {request.path}"[:200],
-            kind=error.kind,
-            detail=error.detail[:500],
-            uid=caller.uid if caller else None,
-            pid=caller.pid if caller else None,
+            call=call or None,
+            outcome=error.kind,
+            status=error.status,
+            rule=error.fields.get("rule"),
+            detail=error.detail,
+            what=what or {},
         )
+        self._put_on_record(caller, record)
+
+    def _put_on_record(self, caller: Caller | None, record: Record) -> None:
+        if caller is not None:
+            record = replace(
+                record,
+                uid=caller.uid,
+                gid=caller.gid,
+                pid=caller.pid,
+                user=self._state.known_name(caller.uid),
+                command=caller.command,
+                rule=record.rule or caller.rule_name,
+            )
+        self._state.audit.record(record)
 
 
-def parse(model: type[BaseModel], raw: bytes) -> BaseModel:
-    """A body as its model. Raises Malformed, Invalid, ValidationError."""
-    try:
-        data = from_json(raw, allow_inf_nan=False)
-    except ValueError as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
-    _check_sizes(data, [])
-    return model.model_validate(data)
+def _call(request: web.BaseRequest) -> str:
+    return f"{request.method} {request.path}"
 
 
-def _check_sizes(data: Any, loc: list[str | int]) -> None:
-    """Refuse an object with so many members that telling what is wrong with each is a burden."""
-    if not isinstance(data, dict):
-        return
-    if len(data) > _MOST_MEMBERS:
-        raise Invalid.at(loc or ["body"], f"has more than {_MOST_MEMBERS} members")
-    for name, value in data.items():
-        _check_sizes(value, [*loc, name])
-
-
-def _peer(request: web.BaseRequest) -> tuple[HttpConnection, Caller, Connection]:
+def _http(request: web.BaseRequest) -> HttpConnection:
     http = request.protocol
     if not isinstance(http, HttpConnection):
         raise TypeError("kpmd serves its own connections only")
-    if http.caller is None or http.connection is None:
+    return http
+
+
+def _peer(http: HttpConnection) -> tuple[Caller, Connection]:
+    caller = http.caller
+    if caller is None or http.connection is None:
         raise ConnectionResetError("the connection is closed")
-    return http, http.caller, http.connection
+    return caller, http.connection
 
 
-async def _expect(request: web.BaseRequest) -> None:
-    """Answer ``Expect: 100-continue``, which curl sends before a large body (RFC 9110, 10.1.1)."""
-    if request.headers["Expect"].lower() != "100-continue":
-        raise Malformed("there is only one Expect: 100-continue")
-    if request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # What was written before the headers does not count as output of the answer.
-        request.writer.output_size = 0
+def _check_access(route: Route, caller: Caller) -> None:
+    """Raise Forbidden where the policy does not let the caller make this call."""
+    if caller.admin:
+        return
+    if route.access is Access.ADMIN:
+        raise Forbidden("only administrators may do this", rule=caller.rule_name)
+    if route.right is not None:
+        check_right(caller.rule, route.right)
 
 
 async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
@@ -329,13 +304,17 @@ async def _send_stream(
             http.transport.abort()
 
     try:
+        if http.half_closed:
+            # It has no end that would be seen if its reader went away.
+            raise ConnectionResetError("the client has closed its side")
         await response.prepare(request)
-        async with contextlib.aclosing(stream.begin(abort)) as pieces:
+        async with aclosing(stream.begin(abort)) as pieces:
             async for piece in pieces:
                 await response.write(piece)
         await response.write_eof()
     except ConnectionError:
         log.debug("stream cut", request=request_id)
+        abort()
     except Exception as error:
         # It is too late for a problem document: let nobody take this for the end.
         log.error("bug", error, request=request_id)

@@ -39,7 +39,7 @@ async def list_symbols(call: Call) -> Reply:
             items=[symbol_answer(index.function(each)) for each in found], next=cursor(more)
         )
 
-    return Reply(await call.state.executor.run(find, lane=Lane.ATTACH))
+    return Reply(await call.state.executor.run(find, lane=Lane.ATTACH, uid=call.caller.uid))
 
 
 ROUTES = [
@@ -50,6 +50,7 @@ ROUTES = [
         "Functions that can be traced",
         SymbolsPage,
         query=SymbolsQuery,
+        right="symbols",
         tag="symbols",
     ),
 ]

@@ -12,6 +12,10 @@ from typing import Literal, NotRequired, TypedDict
 Attach = Literal["kprobe_multi", "kprobe_session"]
 #: Where a link runs its program: at the entry, at the return, or (session) at both.
 Kind = Literal["kprobe", "kretprobe", "session"]
+#: What the policy can let a user do; what only looks at what is one's own needs no leave.
+Right = Literal["load", "attach", "maps", "symbols", "leases", "events"]
+#: Where a program can come from.
+Source = Literal["builtin", "object", "instructions"]
 #: When a thing ends by itself: with the process that made it, with the connection it was made on,
 #: with a lease, or never.
 LifetimeKind = Literal["process", "connection", "lease", "persistent"]
@@ -107,7 +111,10 @@ class Link(TypedDict):
 
 
 class Skipped(TypedDict):
-    """What was asked for and is not attached to, and why."""
+    """What was asked for and is not attached to, and why.
+
+    ``reason`` is a word to switch on: ``"forbidden"`` where the policy does not let the caller.
+    """
 
     symbol: str
     module: str | None
@@ -238,8 +245,94 @@ class Api(TypedDict):
     extensions: list[str]
 
 
+class FunctionsAllowed(TypedDict):
+    """Which functions may be attached to: one of ``allow``, and none of ``deny``, which are globs.
+
+    ``risky``: also those on the daemon's deny list, where they are named.
+    """
+
+    allow: list[str]
+    deny: list[str]
+    risky: bool
+
+
+class ProgramsAllowed(TypedDict):
+    """Which programs may be loaded: any, builtins, and of objects those of a SHA-256 or signed.
+
+    ``keys``: names of the keys, one of which has to have signed an object.
+    """
+
+    any: bool
+    builtin: bool
+    sha256: list[str]
+    keys: list[str]
+
+
+class Policy(TypedDict):
+    """What the policy lets a user do. Administrators may do everything, and have no ``rule``.
+
+    ``rule`` is None also where no rule is about the user, who may do nothing then. What stands
+    behind ``programs`` is about programs that are no builtins; None is everything there.
+    """
+
+    administrator: bool
+    rule: str | None
+    calls: list[Right]
+    functions: FunctionsAllowed
+    programs: ProgramsAllowed
+    helpers: list[str] | None
+    probe_read_kernel: bool
+    probe_read_user: bool
+    kfuncs: list[str] | None
+    map_types: list[str] | None
+    read_others: bool
+
+
+#: By the limit's name; None is no limit.
+Limits = dict[str, int | float | None]
+
+
+class UserPolicy(TypedDict):
+    """What a user may do, how much, and how much of it is used; ``usage`` is by limits' names.
+
+    ``groups`` are the gids that the policy was asked with.
+    """
+
+    user: Owner
+    groups: list[int]
+    policy: Policy
+    limits: Limits
+    usage: dict[str, int]
+
+
+class RefusedFunction(TypedDict):
+    """A function that may not be attached to, and why."""
+
+    symbol: str
+    module: str | None
+    detail: str
+
+
+class Explanation(TypedDict):
+    """Whether a user may do something, by which rule, and what stands against it.
+
+    ``rule`` is ``"administrators"`` or ``"no rule"`` where none is about the user. ``functions`` is
+    how many of those asked for may be attached to, ``refused_total`` how many not; ``refused`` has
+    the first of these, and ``unmatched`` the names and globs that stand for no function.
+    """
+
+    user: Owner
+    rule: str
+    allowed: bool
+    reasons: list[str]
+    functions: int
+    refused: list[RefusedFunction]
+    refused_total: int
+    unmatched: list[str]
+
+
 class Capabilities(TypedDict):
-    """What the kernel and the daemon can do for the caller.
+    """What the kernel and the daemon can do for the caller, and what the policy lets them do.
 
     ``survives_restart``: whether persistent things, leases, and what belongs to a living process
     stay while the daemon is restarted.
@@ -249,8 +342,16 @@ class Capabilities(TypedDict):
     features: dict[str, Feature]
     api: Api
     builtins: list[str]
-    limits: dict[str, int]
+    limits: Limits
+    policy: Policy
     survives_restart: bool
+
+
+class Health(TypedDict):
+    """The daemon answers. ``warnings``: what an administrator has to look at; others get none."""
+
+    status: Literal["ok", "stopping"]
+    warnings: list[str]
 
 
 class Version(TypedDict):

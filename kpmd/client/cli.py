@@ -28,6 +28,7 @@ _COMMANDS = {
     "links": "show",
     "load": "change",
     "maps": "show",
+    "policy": "policy",
     "programs": "show",
     "release": "clients",
     "symbols": "show",
@@ -42,8 +43,8 @@ Exit status:
   1    any other failure, the kernel's own refusals among them
   2    wrong usage of kpmctl
   3    the daemon cannot be reached, went away, or is stopping
-  4    not allowed, by the socket's permissions or by the daemon
-  5    no such program, link, map, entry, lease or client
+  4    not allowed, by the socket's permissions or by the policy (also `policy explain`)
+  5    no such program, link, map, entry, lease, client or user
   6    the kernel or the daemon does not support it
   7    the input is not valid: names, addresses, an object, a program
   8    in use, gone, over a quota, or too large

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
+from urllib.parse import urlencode
 
 from kpmd.client import answers
 from kpmd.client.calls import path_of
@@ -33,7 +34,9 @@ class Client(LifetimeCalls):
     Over a restart of the daemon stays what ``capabilities()["survives_restart"]`` tells of.
 
     Every method raises ``ConnectionFailed`` where the daemon cannot be reached, ``ApiError`` where
-    it refuses (``kind`` tells why) and ``ProtocolError`` where its answer makes no sense. A call
+    it refuses (``kind`` tells why; ``forbidden`` and ``quota`` can come from any of them, with
+    ``problem["rule"]`` and ``problem["limit"]``) and ``ProtocolError`` where its answer makes no
+    sense. A call
     that makes something is never sent twice: after ``ConnectionFailed`` with the reason ``"lost"``
     it may have been done or not.
     """
@@ -52,6 +55,46 @@ class Client(LifetimeCalls):
         """Versions of the daemon and of the contract."""
         return cast(answers.Version, self._get("/version"))
 
+    def health(self) -> answers.Health:
+        """Whether the daemon is stopping, and what an administrator has to look at."""
+        return cast(answers.Health, self._get("/healthz"))
+
+    # The policy
+
+    def policy(self, user: str | int | None = None) -> answers.UserPolicy:
+        """What a user, by name or uid, may do and how much of it is used; None: the caller.
+
+        Only administrators may ask about others (``forbidden``). ``not-found`` where there is no
+        such user.
+        """
+        query = "" if user is None else "?" + urlencode({"user": str(user)})
+        return cast(answers.UserPolicy, self._get(f"/policy{query}"))
+
+    def explain(
+        self,
+        user: str | int | None = None,
+        call: answers.Right | None = None,
+        patterns: Sequence[str] = (),
+        source: answers.Source | None = None,
+        sha256: str | None = None,
+    ) -> answers.Explanation:
+        """Whether a user may do all of this, by which rule, and what stands against it.
+
+        ``user`` is as for ``policy``. ``call``: make that call; ``patterns``: attach to functions,
+        each a name or a glob; ``source``: load such a program, an object by the ``sha256`` of its
+        bytes in hex. Signatures, and what the instructions do, are judged only when it is loaded.
+        Kinds of errors: ``forbidden``, ``not-found``, ``invalid`` (a glob).
+        """
+        body = {
+            "user": user,
+            "call": call,
+            "patterns": list(patterns),
+            "source": source,
+            "sha256": sha256,
+        }
+        answer = self._object(self._connection.call("POST", "/policy/explain", body))
+        return cast(answers.Explanation, answer)
+
     # Programs
 
     def load_object(
@@ -63,16 +106,19 @@ class Client(LifetimeCalls):
         max_entries: Mapping[str, int] | None = None,
         lifetime: str = "process",
         labels: Mapping[str, str] | None = None,
+        signature: bytes | None = None,
     ) -> answers.Loaded:
         """Load the programs of an ELF object, as clang makes it, and their maps.
 
         ``elf`` is the file's content. ``programs`` names those to load (None: all), ``attach`` how
         they are called, where their sections do not say it. ``globals`` sets global variables: an
         int for a scalar, bytes (as they lie in memory) for anything; ``max_entries`` the sizes of
-        maps, by name. ``lifetime`` is explained at the class. Kinds of errors: ``bad-object``,
+        maps, by name. ``lifetime`` is explained at the class. ``signature`` is an Ed25519 one of
+        ``elf``, where the policy asks for it. Kinds of errors: ``bad-object``,
         ``verifier-rejected`` (with ``problem["verifier_log"]``), ``wrong-attach-type``,
         ``too-large``, ``gone`` (the lease has ended), ``not-found`` (there is none),
-        ``not-supported``.
+        ``not-supported``, ``forbidden`` (``problem["refused"]`` has what the instructions may not
+        call).
         """
         source = {
             "kind": "object",
@@ -80,6 +126,8 @@ class Client(LifetimeCalls):
             "programs": None if programs is None else list(programs),
             **_variables(globals, max_entries),
         }
+        if signature is not None:
+            source["signature"] = base64.b64encode(signature).decode()
         return self._load(source, attach, lifetime, labels)
 
     def load_builtin(
@@ -157,7 +205,8 @@ class Client(LifetimeCalls):
         patterns. ``lifetime`` is explained at the class. Kinds of errors: ``symbol-not-found``
         (``problem["errors"]`` has each with its reason), ``address-not-traceable``,
         ``wrong-attach-type``, ``invalid``, ``not-found`` (the program or the lease), ``gone`` (the
-        lease has ended), ``not-supported``.
+        lease has ended), ``not-supported``, ``forbidden`` (``problem["symbols"]`` has the first of
+        the functions; those that a glob matches besides others are left out instead).
         """
         body = _targets(program, kind, symbols, addresses, cookies, patterns, exclude)
         body |= {"lifetime": lifetime_body(lifetime), "labels": dict(labels or {})}

@@ -134,7 +134,7 @@ class Connection:
         sock = self._http.sock
         try:
             with self._explained():
-                self._http.request("GET", target, headers=_headers(content_type))
+                self._send("GET", target, None, _headers(content_type))
                 response = self._http.getresponse()
             ok = response.status == http.client.OK
             if not ok or response.headers.get_content_type() != content_type:
@@ -156,11 +156,17 @@ class Connection:
         if data is not None:
             headers["Content-Type"] = "application/json"
         with self._explained():
-            # The daemon may have answered without reading all: a body that is too large.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self._http.request(method, target, body=data, headers=headers)
+            self._send(method, target, data, headers)
             with self._http.getresponse() as response:
                 return response.status, self._read(response)
+
+    def _send(self, method: str, target: str, data: bytes | None, headers: dict[str, str]) -> None:
+        """Send a request, or what of it is read.
+
+        The daemon may have answered before: a body that is too large, one connection too many.
+        """
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._http.request(method, target, body=data, headers=headers)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

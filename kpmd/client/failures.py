@@ -38,6 +38,9 @@ _STATUS = {
 #: Lines of the verifier's log that are shown: it says what is wrong at its end.
 _LOG_LINES = 20
 
+#: Names of functions that are shown where many are refused.
+_NAMES = 10
+
 #: What to do where the kernel lacks a feature, by a word of the daemon's message.
 _ALTERNATIVES = {
     "kprobe_session": "instead, load it with --attach kprobe_multi and attach it twice: "
@@ -71,10 +74,14 @@ def _more(error: ApiError) -> list[str]:
     """What the problem document has beside its one sentence."""
     lines = _errors(error)
     lines += [text for text in _strings(error.problem.get("addresses")) if text not in error.detail]
-    for member in ("errno", "needs", "request"):
+    for member in ("errno", "needs", "rule", "request"):
         value = error.problem.get(member)
         if isinstance(value, str) and value and value not in error.detail:
             lines.append(f"{member}: {value}")
+    if error.kind == "forbidden":
+        lines += _forbidden(error)
+    if error.kind == "quota":
+        lines += _quota(error)
     if error.kind == "not-supported":
         told = f"{error.detail} {error.problem.get('needs')}"
         lines += [text for word, text in _ALTERNATIVES.items() if word in told][:1]
@@ -99,6 +106,28 @@ def _errors(error: ApiError) -> list[str]:
         f"{'.'.join(str(part) for part in each.get('loc') or ())}: {each.get('msg')}"
         for each in items
     ]
+
+
+def _forbidden(error: ApiError) -> list[str]:
+    """What was refused, as far as there is more of it than the sentence names; and what to do."""
+    refused = _strings(error.problem.get("refused"))
+    lines = [f"refused: {', '.join(refused)}"] if len(refused) > 1 else []
+    names = _strings(error.problem.get("symbols"))[:_NAMES]
+    total = error.problem.get("symbols_total")
+    if len(names) > 1:
+        more = total - len(names) if isinstance(total, int) else 0
+        lines.append(f"refused: {', '.join(names)}{f' and {more} more' if more > 0 else ''}")
+    if "rule" in error.problem:
+        lines.append("`kpmctl policy show` tells what the policy lets you do")
+    return lines
+
+
+def _quota(error: ApiError) -> list[str]:
+    limit, used, most = (error.problem.get(each) for each in ("limit", "used", "most"))
+    if not isinstance(limit, str):
+        return []
+    told = [] if limit in error.detail else [f"{limit}: {used} used of {most}"]
+    return [*told, "`kpmctl policy show` tells how much you may have, and what of it is used"]
 
 
 def _log_end(log: str, truncated: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from kpmd.core.globs import Glob, GlobError
 from kpmd.core.symbols import SymbolIndex
@@ -55,13 +56,24 @@ class DenyList:
         """What the list takes out of an index: worked out once for each, since it takes 0.1 s."""
         if not self.lines:
             return {}
-        any_line = re.compile("|".join(f"(?:{line.glob.expression})" for line in self.lines))
         found = {}
         for position, name in enumerate(index.names):
-            if any_line.fullmatch(name):
-                module = index.module(position)
-                for line in self.lines:
-                    if line.glob.matches(name, module):
-                        found[position] = line.reason
-                        break
+            if self._any_line.fullmatch(name):
+                reason = self._reason(name, index.module(position))
+                if reason is not None:
+                    found[position] = reason
         return found
+
+    def reason(self, name: str) -> str | None:
+        """Why a function of the kernel itself is denied; None: it is not."""
+        if not self.lines or not self._any_line.fullmatch(name):
+            return None
+        return self._reason(name, None)
+
+    @cached_property
+    def _any_line(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{line.glob.expression})" for line in self.lines))
+
+    def _reason(self, name: str, module: str | None) -> str | None:
+        matching = (line.reason for line in self.lines if line.glob.matches(name, module))
+        return next(matching, None)

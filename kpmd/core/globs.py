@@ -46,6 +46,9 @@ class Glob:
             raise GlobError("must be NAME or NAME[MODULE], either of them with * and ?")
         return cls(re.sub(r"\*+", "*", found["name"]), found["module"])
 
+    def __str__(self) -> str:
+        return self.name if self.module is None else f"{self.name}[{self.module}]"
+
     @property
     def literal(self) -> bool:
         """Whether the name has no wildcard."""

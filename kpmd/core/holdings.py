@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from kpmd.core.leases import Leases
 from kpmd.core.model import Caller, Client, Lease, Link, Map, Program
+from kpmd.core.quotas import Accounts
 from kpmd.core.shelf import Shelf
-from kpmd.errors import NotFound
+from kpmd.errors import Forbidden, NotFound
 
 Owned = TypeVar("Owned", Program, Map, Link, Client)
 
@@ -22,6 +23,17 @@ class Holdings:
         self.maps: Shelf[Map] = Shelf(lambda each: [("uid", each.uid)])
         self.links: Shelf[Link] = Shelf(self._link_keys)
         self.leases = Leases()
+        self.accounts = Accounts()
+        # Nothing is listed that is not counted: where records come and go, the sums do.
+        count = self.accounts.add
+        self.programs.on_count = lambda program, sign: count(program.uid, "programs", sign)
+        self.maps.on_count = lambda each, sign: count(each.uid, "map_bytes", sign * each.memory)
+        self.links.on_count = self._count_link
+        self.leases.shelf.on_count = lambda lease, sign: count(lease.uid, "leases", sign)
+
+    def _count_link(self, link: Link, sign: int) -> None:
+        self.accounts.add(link.uid, "links", sign)
+        self.accounts.add(link.uid, "targets", sign * len(link.targets))
 
     @staticmethod
     def _link_keys(link: Link) -> list[Hashable]:
@@ -36,36 +48,66 @@ class Holdings:
 
     @staticmethod
     def scope(caller: Caller) -> Hashable:
-        """The index key of what the caller may list: all for administrators, else their own."""
-        return None if caller.admin else ("uid", caller.uid)
+        """The index key of what the caller may list: all, or their own."""
+        return None if caller.reads_others else ("uid", caller.uid)
 
     @staticmethod
     def sees(caller: Caller, record: Client | Program | Map | Link | Lease) -> bool:
-        """Whether the caller may see and touch the record."""
-        return caller.admin or caller.uid == record.uid
+        """Whether the caller may see the record."""
+        return caller.reads_others or caller.uid == record.uid
 
-    def _visible(self, caller: Caller, shelf: Shelf[Owned], id_: str, what: str) -> Owned:
+    def _visible(
+        self, caller: Caller, shelf: Shelf[Owned], id_: str, what: str, touch: bool
+    ) -> Owned:
         record = shelf.get(id_)
         if record is None or not self.sees(caller, record):
             raise NotFound(f"there is no {what} {id_!r} that you may see; list yours with GET")
+        if touch:
+            check_touch(caller, record.uid, f"{what} {id_}")
         return record
 
-    def program(self, caller: Caller, id_: str) -> Program:
-        """The program of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.programs, id_, "program")
+    def program(self, caller: Caller, id_: str, *, touch: bool = False) -> Program:
+        """The program of that id, to be read, or changed or used (``touch``).
+
+        NotFound also when it is another user's; Forbidden when the caller may only read it.
+        """
+        return self._visible(caller, self.programs, id_, "program", touch)
 
     def map(self, caller: Caller, id_: str) -> Map:
         """The map of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.maps, id_, "map")
+        return self._visible(caller, self.maps, id_, "map", False)
 
-    def link(self, caller: Caller, id_: str) -> Link:
-        """The link of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.links, id_, "link")
+    def link(self, caller: Caller, id_: str, *, touch: bool = False) -> Link:
+        """The link of that id, to be read, or changed or used (``touch``).
 
-    def client(self, caller: Caller, id_: str) -> Client:
-        """The client of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.clients, id_, "client")
+        NotFound also when it is another user's; Forbidden when the caller may only read it.
+        """
+        return self._visible(caller, self.links, id_, "link", touch)
 
-    def lease(self, caller: Caller, id_: str, now: float) -> Lease:
-        """The lease of that id. Raises Gone when it has ended, NotFound also for another user's."""
-        return self.leases.get(caller, id_, now)
+    def client(self, caller: Caller, id_: str, *, touch: bool = False) -> Client:
+        """The client of that id, to be read, or changed or used (``touch``).
+
+        NotFound also when it is another user's; Forbidden when the caller may only read it.
+        """
+        return self._visible(caller, self.clients, id_, "client", touch)
+
+    def lease(self, caller: Caller, id_: str, now: float, *, touch: bool = False) -> Lease:
+        """The lease of that id, to be read, or changed or used (``touch``).
+
+        Raises Gone when it has ended, NotFound also for another user's, and Forbidden when the
+        caller may only read it.
+        """
+        lease = self.leases.get(caller, id_, now)
+        if touch:
+            check_touch(caller, lease.uid, f"lease {id_}")
+        return lease
+
+
+def check_touch(caller: Caller, uid: int, what: str) -> None:
+    """Raise Forbidden where a user who may read what is others' would change it."""
+    if not caller.admin and caller.uid != uid:
+        raise Forbidden(
+            f"{what} is another user's: the policy's rule {caller.rule_name!r} lets you read it, "
+            "and no more",
+            rule=caller.rule_name,
+        )

@@ -8,6 +8,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kpmd.core.policy import ADMINISTRATORS, NO_RULE, Rule
+from kpmd.core.quotas import UNLIMITED, Limits
+
 Attach = Literal["kprobe_multi", "kprobe_session"]
 LinkKind = Literal["kprobe", "kretprobe", "session"]
 Mechanism = Literal["kprobe_multi", "perf_event"]
@@ -33,12 +36,30 @@ def new_id(prefix: Literal["prg", "map", "lnk", "cli", "con", "lse"]) -> str:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, as the kernel tells it (SO_PEERCRED); nothing in a request can change it."""
+    """Who asks, as the kernel tells it (SO_PEERCRED); nothing in a request can change it.
+
+    ``rule``: what the policy says of this user; None: nothing, and administrators need none.
+    """
 
     uid: int
     gid: int
     pid: int
     admin: bool
+    groups: frozenset[int] = frozenset()
+    command: str = ""
+    rule: Rule | None = None
+    #: How much they may have.
+    limits: Limits = UNLIMITED
+
+    @property
+    def reads_others(self) -> bool:
+        """Whether it may read what belongs to other users."""
+        return self.admin or (self.rule is not None and self.rule.reads_others)
+
+    @property
+    def rule_name(self) -> str:
+        """What a refusal names."""
+        return ADMINISTRATORS if self.admin else self.rule.name if self.rule else NO_RULE
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,8 @@ class Map:
     max_entries: int
     uid: int
     percpu: bool
+    #: About how many bytes of the kernel's memory it takes when it is full.
+    memory: int = 0
     programs: set[str] = field(default_factory=set)
 
 
@@ -170,7 +193,7 @@ class Targets:
         return len(self.names) or len(self.addresses)
 
 
-SkipReason = Literal["unknown", "untraceable", "blacklisted", "denied", "ambiguous"]
+SkipReason = Literal["unknown", "untraceable", "blacklisted", "denied", "ambiguous", "forbidden"]
 
 
 @dataclass(frozen=True)

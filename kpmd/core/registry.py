@@ -24,6 +24,7 @@ from kpmd.core.model import (
     Reason,
     new_id,
 )
+from kpmd.core.quotas import Claim
 from kpmd.errors import Conflict, Gone
 
 
@@ -148,7 +149,9 @@ class Registry(Holdings):
             if connection.closed:
                 raise Gone("the connection has closed, so nothing can live as long as it does")
             return connection.id
-        return self.lease(caller, lifetime.lease, now).id if lifetime.kind == "lease" else ""
+        if lifetime.kind == "lease":
+            return self.lease(caller, lifetime.lease, now, touch=True).id
+        return ""
 
     def _bind(self, thing: Program | Link, anchor: str) -> None:
         thing.anchor = anchor
@@ -189,14 +192,14 @@ class Registry(Holdings):
 
     def renew_lease(self, caller: Caller, id_: str, ttl: float | None, now: float) -> Lease:
         """Let a lease live for its ``ttl`` from now on, or for another. Raises Gone, NotFound."""
-        lease = self.lease(caller, id_, now)
+        lease = self.lease(caller, id_, now, touch=True)
         self.leases.renew(lease, lease.ttl if ttl is None else ttl, now)
         return lease
 
     def end_lease(self, caller: Caller, id_: str, now: float) -> Ending:
         """End a lease, and all that is bound to it. Raises Gone, NotFound."""
         ending = Ending()
-        self._end_lease(self.lease(caller, id_, now).id, "lease-ended", ending)
+        self._end_lease(self.lease(caller, id_, now, touch=True).id, "lease-ended", ending)
         return ending
 
     def withdraw_lease(self, lease: Lease) -> Ending:
@@ -232,14 +235,20 @@ class Registry(Holdings):
         programs: Sequence[Program],
         maps: Sequence[Map],
         now: float,
+        claim: Claim | None = None,
     ) -> None:
-        """List what was loaded on a connection. Raises Gone when its anchor ended meanwhile."""
+        """List what was loaded on a connection; it counts in the place of the claim.
+
+        Raises Gone when its anchor ended meanwhile.
+        """
         client = connection.client
         anchors = [self.anchor(caller, connection, each.lifetime, now) for each in programs]
-        for each in maps:
-            self.maps.add(each)
+        with self.accounts.settle(claim):
+            for each in maps:
+                self.maps.add(each)
+            for program in programs:
+                self.programs.add(program)
         for program, anchor in zip(programs, anchors, strict=True):
-            self.programs.add(program)
             self._bind(program, anchor)
             if not client.ended:
                 client.programs.add(program.id)
@@ -247,7 +256,7 @@ class Registry(Holdings):
 
     def delete_program(self, caller: Caller, id_: str, force: bool) -> Ending:
         """End a program; with ``force`` its links first. Raises Conflict when it is in use."""
-        program = self.program(caller, id_)
+        program = self.program(caller, id_, touch=True)
         if program.holds:
             raise Conflict(f"a link is being made with program {id_} right now; try again")
         attached = [
@@ -300,7 +309,7 @@ class Registry(Holdings):
 
         Raises NotFound, and Conflict when it is being deleted.
         """
-        program = self.program(caller, id_)
+        program = self.program(caller, id_, touch=True)
         if program.released == "deleted":
             raise Conflict(f"program {id_} is being deleted: its links are being detached")
         program.holds += 1
@@ -314,15 +323,22 @@ class Registry(Holdings):
         return ending
 
     def add_link(
-        self, caller: Caller, connection: Connection, program: Program, link: Link, now: float
+        self,
+        caller: Caller,
+        connection: Connection,
+        program: Program,
+        link: Link,
+        now: float,
+        claim: Claim | None = None,
     ) -> None:
-        """List a new link and settle the hold on its program.
+        """List a new link and settle the hold on its program, and the claim that it counts for.
 
         Raises Gone when its anchor ended meanwhile: the hold stays, and the caller lets it go.
         """
         anchor = self.anchor(caller, connection, link.lifetime, now)
         program.holds -= 1
-        self._list_link(program, link)
+        with self.accounts.settle(claim):
+            self._list_link(program, link)
         self._bind(link, anchor)
         if not connection.client.ended:
             connection.client.links.add(link.id)
@@ -338,7 +354,7 @@ class Registry(Holdings):
         The Ending is empty when it is being detached already.
         """
         ending = Ending()
-        self._end_link(self.link(caller, id_), "deleted", ending)
+        self._end_link(self.link(caller, id_, touch=True), "deleted", ending)
         return ending
 
     def _end_link(self, link: Link, reason: Reason, ending: Ending) -> None:

@@ -27,6 +27,8 @@ class Shelf(Generic[R]):
 
     def __init__(self, keys: Callable[[R], Iterable[Hashable]]) -> None:
         self._keys = keys
+        #: Called with each record that comes (1) or goes (-1), so that sums can be kept.
+        self.on_count: Callable[[R, int], None] = lambda record, sign: None
         self._records: dict[str, tuple[int, R]] = {}
         self._by_number: dict[int, R] = {}
         # Sequence numbers only grow, so that each list is sorted by being appended to.
@@ -51,6 +53,7 @@ class Shelf(Generic[R]):
         self._by_number[number] = record
         for key in (None, *self._keys(record)):
             self._indexes[key].append(number)
+        self.on_count(record, 1)
 
     def remove(self, id_: str) -> R | None:
         """Take a record away; None when it is not there."""
@@ -64,6 +67,7 @@ class Shelf(Generic[R]):
             del index[bisect_right(index, number) - 1]
             if not index:
                 del self._indexes[key]
+        self.on_count(record, -1)
         return record
 
     def page(

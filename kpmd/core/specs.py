@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from kpmd.core.globs import Glob, GlobError
@@ -34,12 +36,21 @@ class InstructionsSource:
 
 @dataclass(frozen=True)
 class ObjectSource:
-    """An ELF object. ``globals`` and ``max_entries`` are set before it is loaded."""
+    """An ELF object. ``globals`` and ``max_entries`` are set before it is loaded.
+
+    ``signature``: of its bytes, for policies that ask for one.
+    """
 
     elf: bytes
     programs: Sequence[str] | None = None
     globals: Mapping[str, int | bytes] = field(default_factory=dict)
     max_entries: Mapping[str, int] = field(default_factory=dict)
+    signature: bytes | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The object's SHA-256 in hex. The first look takes a while for a large one."""
+        return hashlib.sha256(self.elf).hexdigest()
 
 
 @dataclass(frozen=True)

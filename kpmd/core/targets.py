@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from kpmd.core.deny import Denials
 from kpmd.core.globs import Glob
 from kpmd.core.model import Skipped, Targets
+from kpmd.core.policy import Fence, forbidden
 from kpmd.core.specs import TargetSpec
 from kpmd.core.symbols import SymbolIndex
 from kpmd.errors import (
     MAX_SYMBOLS,
     AddressNotTraceable,
+    Forbidden,
     Invalid,
     KpmdError,
     SymbolNotFound,
@@ -51,12 +53,14 @@ def resolve(
     blacklisted: Blacklisted,
     *,
     lenient: bool = False,
+    fence: Fence | None = None,
 ) -> Resolved:
     """Find each target in the index: symbols and addresses in the order of the request.
 
     Raises SymbolNotFound, AddressNotTraceable, and Invalid where two names mean one function or a
     name means two and ``on_ambiguous`` is ``error``. ``lenient``, for a dry run: what would be an
-    error is skipped, with its reason.
+    error is skipped, with its reason. ``fence``: what the caller may attach to, if not everything;
+    what is outside is skipped where that is asked for, or raises Forbidden.
     """
     work = _Work(spec, index, blacklisted, lenient or spec.skips)
     if spec.patterns is not None:
@@ -65,9 +69,11 @@ def resolve(
         work.addresses()
     else:
         work.symbols(lenient)
+    if fence is not None:
+        work.keep_inside(fence)
     work.leave_out_what_names_cannot_tell()
     if not lenient:
-        work.check_any()
+        work.check_any(fence)
     return work.resolved()
 
 
@@ -198,8 +204,9 @@ class _Work:
         if not places:
             return
         gone = set(places)
-        kept = [at for at in range(len(self._positions)) if at not in gone]
-        self._positions = [self._positions[at] for at in kept]
+        kept = [at for at in range(len(self._cookies)) if at not in gone]
+        if self._positions:
+            self._positions = [self._positions[at] for at in kept]
         self._cookies = array("Q", [self._cookies[at] for at in kept])
         if self._names is not None:
             self._names = [self._names[at] for at in kept]
@@ -306,6 +313,46 @@ class _Work:
                 names.pop(name, None)
         return list(names)
 
+    # What the caller may attach to
+
+    def keep_inside(self, fence: Fence) -> None:
+        """Leave out, or refuse, what is outside of the fence. Raises Forbidden."""
+        if self._raw is not None:
+            raise forbidden(
+                fence.rule,
+                "let you attach to an address of which kpmd cannot tell the function; give symbols",
+            )
+        index, which = self._index, self._spec.which
+        names = self._names
+        if names is not None and not index.knows_traceable:
+            refused = {
+                at: why for at, name in enumerate(names) if (why := fence.refused_name(name))
+            }
+            shown = {at: Skipped(names[at], None, "forbidden", why) for at, why in refused.items()}
+        else:
+            outside = fence.refused(self._positions)
+            if not outside:
+                return
+            shown = {
+                at: Skipped(
+                    index.names[position], index.module(position), "forbidden", outside[position]
+                )
+                for at, position in enumerate(self._positions)
+                if position in outside
+            }
+        if not shown:
+            return
+        if not self._skips:
+            raise _outside(
+                fence, list(shown.values()), f"let you attach to {len(shown)} of the {which}"
+            )
+        self._check_skipped(len(shown))
+        self._skipped += [
+            replace(each, detail=f"{each.detail} (rule {fence.rule.name})")
+            for each in shown.values()
+        ]
+        self._drop(list(shown))
+
     # What came of it
 
     def _skip(self, position: int, reason: Literal["ambiguous", "denied"], detail: str) -> None:
@@ -346,10 +393,13 @@ class _Work:
         self._skipped += missing
         self._drop(other)
 
-    def check_any(self) -> None:
+    def check_any(self, fence: Fence | None) -> None:
         """Raise where nothing is left to attach to."""
         if self._positions or self._names or self._raw:
             return
+        outside = [each for each in self.skipped if each.reason == "forbidden"]
+        if outside and fence is not None:
+            raise _outside(fence, outside, f"let you attach to any of the {self._spec.which}")
         if self._spec.addresses is not None:
             raise AddressNotTraceable(
                 "none of the addresses is the start of a function that the kernel can trace",
@@ -389,6 +439,16 @@ def _not_found(shown: list[Skipped], missing: list[str]) -> SymbolNotFound:
         f"it {first.detail}; nothing was attached",
         missing,
         [each.detail for each in shown],
+    )
+
+
+def _outside(fence: Fence, outside: list[Skipped], what: str) -> Forbidden:
+    first = outside[0]
+    return forbidden(
+        fence.rule,
+        f"{what}, the first of them {first.symbol!r}: it {first.detail}; nothing was attached",
+        symbols=[each.symbol for each in outside[:MAX_SYMBOLS]],
+        symbols_total=len(outside),
     )
 
 

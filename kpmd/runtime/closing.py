@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from kpmd.core.registry import Registry
 from kpmd.log import Log
 from kpmd.runtime.executor import Executor, Lane
 from kpmd.runtime.kernel import Handle
+from kpmd.runtime.turns import Turns
 
 log = Log("kpmd.closing")
 
@@ -43,37 +43,6 @@ class _Job:
     awaited: bool
 
 
-class _Queue:
-    """Jobs of several users: each gets its turn, and its own in the order they came."""
-
-    def __init__(self) -> None:
-        self._users: OrderedDict[int, deque[_Job]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return sum(map(len, self._users.values()))
-
-    def push(self, job: _Job) -> None:
-        self._users.setdefault(job.link.uid, deque()).append(job)
-
-    def pop(self) -> _Job | None:
-        if not self._users:
-            return None
-        uid, jobs = self._users.popitem(last=False)
-        job = jobs.popleft()
-        if jobs:
-            self._users[uid] = jobs
-        return job
-
-    def remove(self, job: _Job) -> bool:
-        jobs = self._users.get(job.link.uid)
-        if jobs is None or job not in jobs:
-            return False
-        jobs.remove(job)
-        if not jobs:
-            del self._users[job.link.uid]
-        return True
-
-
 class Closing:
     """The one place where handles are closed whose records have ended.
 
@@ -89,8 +58,8 @@ class Closing:
         self._executor = executor
         self._registry = registry
         self._take = take
-        self._awaited = _Queue()
-        self._unawaited = _Queue()
+        self._awaited: Turns[int, _Job] = Turns()
+        self._unawaited: Turns[int, _Job] = Turns()
         self._jobs: dict[str, _Job] = {}
         self._awaited_runs = False
         self._common_runs = False
@@ -117,9 +86,9 @@ class Closing:
         rest = self._start(ending, self._awaited)
         jobs = [job for id_ in ids if (job := self._jobs.get(id_)) is not None]
         for job in jobs:
-            if self._unawaited.remove(job):
+            if self._unawaited.remove(job.link.uid, job):
                 job.awaited = True
-                self._awaited.push(job)
+                self._awaited.push(job.link.uid, job)
         self._pump()
         waiting: list[asyncio.Future[None]] = [job.done for job in jobs]
         if rest is not None:
@@ -140,12 +109,12 @@ class Closing:
             self._timer.cancel()
             self._timer = None
 
-    def _start(self, ending: Ending, queue: _Queue) -> asyncio.Task[None] | None:
+    def _start(self, ending: Ending, queue: Turns[int, _Job]) -> asyncio.Task[None] | None:
         for link in ending.links:
             done = asyncio.get_running_loop().create_future()
             awaited = queue is self._awaited
             job = self._jobs[link.id] = _Job(link, self._take(link.id), done, awaited)
-            queue.push(job)
+            queue.push(link.uid, job)
         self._pump()
         if not ending.programs and not ending.maps:
             return None

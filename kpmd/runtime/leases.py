@@ -12,13 +12,15 @@ log = Log("kpmd.leases")
 
 
 async def create(
-    state: State, connection: Connection, ttl: float, labels: Mapping[str, str]
+    state: State, caller: Caller, connection: Connection, ttl: float, labels: Mapping[str, str]
 ) -> Lease:
     """A lease that ends in ``ttl`` seconds, unless it is renewed. Raises Quota, KernelError."""
     state.check_open()
     client = connection.client
     user = await state.owner_name(client)
     state.check_open()
+    # Nothing else runs between this and the lease's being listed: it needs no claim.
+    state.registry.accounts.check(client.uid, caller.limits, "leases", 1)
     lease = Lease(
         id=new_id("lse"),
         uid=client.uid,

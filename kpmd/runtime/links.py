@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+import resource
+from dataclasses import dataclass, replace
 
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.objects import LinkDetails
 from kpmd.bpf.perf import PerfAttachError
 from kpmd.core.model import Caller, Connection, Link, Program, new_id
+from kpmd.core.policy import check_right
+from kpmd.core.quotas import Claim, Limits, check_targets_per_link
 from kpmd.core.specs import LinkSpec, TargetSpec, check_kind
 from kpmd.core.targets import Resolved, resolve
 from kpmd.errors import (
@@ -16,7 +19,6 @@ from kpmd.errors import (
     KernelError,
     KpmdError,
     NotSupported,
-    Quota,
     SymbolNotFound,
     WrongAttachType,
     errno_name,
@@ -42,6 +44,10 @@ _STALE = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
 _NO_TARGET = (errno.EINVAL, errno.ENOENT, errno.EADDRNOTAVAIL, errno.EILSEQ)
 
 
+#: What part of the daemon's file descriptors one user's kprobes may take.
+_FILES_SHARE = 4
+
+
 @dataclass(frozen=True)
 class _Made:
     resolved: Resolved
@@ -61,37 +67,10 @@ async def attach(
     state.check_open()
     client = connection.client
     state.registry.anchor(caller, connection, spec.lifetime, state.clock())
-    user = await state.owner_name(client)
-    program = state.registry.hold_program(caller, spec.program)
-    try:
-        feature = await _check(state, program, spec)
-        made = await _make(state, program, spec, feature)
-        targets = made.resolved.targets
-        link = Link(
-            id=new_id("lnk"),
-            kernel_id=made.details.kernel_id,
-            program=program.id,
-            kind=spec.kind,
-            mechanism=program.mechanism,
-            count=made.details.count or len(targets),
-            skipped=made.resolved.skipped,
-            uid=client.uid,
-            user=user,
-            client=client.id,
-            lifetime=spec.lifetime,
-            labels=dict(spec.labels),
-            created_at=state.now(),
-            targets=targets,
-        )
-        try:
-            state.check_open()
-            state.registry.add_link(caller, connection, program, link, state.clock())
-        except BaseException:
-            await state.executor.run(made.handle.close, lane=Lane.CLOSE)
-            raise
-    except BaseException:
-        state.closing.later(state.registry.let_go(program))
-        raise
+    limits = await _limits(state, caller)
+    with state.registry.accounts.claim(caller.uid, limits) as claim:
+        claim.want("links", 1)
+        program, link, made = await _new(state, caller, connection, spec, claim)
     state.keep(link, made.handle)
     try:
         await state.clients.carry(client)
@@ -117,6 +96,56 @@ async def attach(
     return link, made.details
 
 
+async def _limits(state: State, caller: Caller) -> Limits:
+    """The caller's limits. Where each target costs the daemon an FD, not all of them are theirs."""
+    if caller.admin:
+        return caller.limits
+    feature = await state.features.get(MULTI_FEATURE["kprobe_multi"])
+    if feature.supported is not False:
+        return caller.limits
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return replace(caller.limits, targets=min(caller.limits.targets, files // _FILES_SHARE))
+
+
+async def _new(
+    state: State, caller: Caller, connection: Connection, spec: LinkSpec, claim: Claim
+) -> tuple[Program, Link, _Made]:
+    """Make a link and list it, so that it counts in the place of the claim."""
+    client = connection.client
+    user = await state.owner_name(client)
+    program = state.registry.hold_program(caller, spec.program)
+    try:
+        feature = await _check(state, program, spec)
+        made = await _make(state, caller, program, spec, feature, claim)
+        targets = made.resolved.targets
+        link = Link(
+            id=new_id("lnk"),
+            kernel_id=made.details.kernel_id,
+            program=program.id,
+            kind=spec.kind,
+            mechanism=program.mechanism,
+            count=made.details.count or len(targets),
+            skipped=made.resolved.skipped,
+            uid=client.uid,
+            user=user,
+            client=client.id,
+            lifetime=spec.lifetime,
+            labels=dict(spec.labels),
+            created_at=state.now(),
+            targets=targets,
+        )
+        try:
+            state.check_open()
+            state.registry.add_link(caller, connection, program, link, state.clock(), claim)
+        except BaseException:
+            await state.executor.run(made.handle.close, lane=Lane.CLOSE)
+            raise
+    except BaseException:
+        state.closing.later(state.registry.let_go(program))
+        raise
+    return program, link, made
+
+
 async def plan(
     state: State, caller: Caller, connection: Connection, spec: LinkSpec
 ) -> tuple[Program, Resolved, KpmdError | None]:
@@ -126,27 +155,29 @@ async def plan(
     Invalid, NotFound, Gone, WrongAttachType and NotSupported as ``attach`` does.
     """
     state.registry.anchor(caller, connection, spec.lifetime, state.clock())
-    program = state.registry.program(caller, spec.program)
+    program = state.registry.program(caller, spec.program, touch=True)
+    accounts = state.registry.accounts
     await _check(state, program, spec)
+    limits = await _limits(state, caller)
 
     def work() -> tuple[Program, Resolved, KpmdError | None]:
         spec.targets.check()
-        found = _resolve(state, spec.targets, lenient=True)
+        found = _resolve(state, caller, spec.targets, lenient=True)
         try:
-            _check_number(state, _resolve(state, spec.targets))
+            accounts.check(caller.uid, limits, "links", 1)
+            number = _check_number(state, caller, _resolve(state, caller, spec.targets))
+            accounts.check(caller.uid, limits, "targets", number)
         except KpmdError as error:
             return program, found, error
         return program, found, None
 
-    return await state.executor.run(work, lane=Lane.ATTACH)
+    return await state.executor.run(work, lane=Lane.ATTACH, uid=caller.uid)
 
 
-def _check_number(state: State, found: Resolved) -> None:
-    if len(found.targets) > state.max_targets:
-        raise Quota(
-            f"the link would have {len(found.targets)} targets; {state.max_targets} "
-            "are the most (targets_per_link)"
-        )
+def _check_number(state: State, caller: Caller, found: Resolved) -> int:
+    number = len(found.targets)
+    check_targets_per_link(number, min(caller.limits.targets_per_link, state.max_targets))
+    return number
 
 
 async def _check(state: State, program: Program, spec: LinkSpec) -> Feature:
@@ -173,32 +204,47 @@ async def _check(state: State, program: Program, spec: LinkSpec) -> Feature:
     return feature
 
 
-def _resolve(state: State, spec: TargetSpec, *, lenient: bool = False) -> Resolved:
+def _resolve(state: State, caller: Caller, spec: TargetSpec, *, lenient: bool = False) -> Resolved:
     snapshot = state.symbols.current()
+    fence = (
+        None if caller.admin else state.symbols.fence(check_right(caller.rule, "attach"), snapshot)
+    )
     return resolve(
         spec,
         snapshot.index,
         snapshot.denials,
         snapshot.blacklist.__contains__,
         lenient=lenient,
+        fence=fence,
     )
 
 
-async def _make(state: State, program: Program, spec: LinkSpec, feature: Feature) -> _Made:
+async def _make(
+    state: State,
+    caller: Caller,
+    program: Program,
+    spec: LinkSpec,
+    feature: Feature,
+    claim: Claim,
+) -> _Made:
     """Resolve and create, in one go in the pool; what an errno means is found out afterwards."""
     resolved: list[Resolved] = []
 
     def work() -> _Made:
         spec.targets.check()
         for last_try in (False, True):
-            found = _resolve(state, spec.targets)
+            found = _resolve(state, caller, spec.targets)
             resolved[:] = [found]
-            _check_number(state, found)
+            claim.want("targets", _check_number(state, caller, found))
             try:
                 handle, details = _create(state, program, spec, found)
             except OSError as error:
                 # A module may have gone between the look into the index and the system call.
-                if last_try or error.errno not in _STALE or found == _resolve(state, spec.targets):
+                if (
+                    last_try
+                    or error.errno not in _STALE
+                    or found == _resolve(state, caller, spec.targets)
+                ):
                     raise
             else:
                 return _Made(found, handle, details)
@@ -206,7 +252,7 @@ async def _make(state: State, program: Program, spec: LinkSpec, feature: Feature
 
     try:
         return await state.executor.run(
-            work, lane=Lane.ATTACH, undo=lambda made: made.handle.close()
+            work, lane=Lane.ATTACH, undo=lambda made: made.handle.close(), uid=caller.uid
         )
     except OSError as error:
         if error.errno != errno.ESRCH and program.mechanism == "kprobe_multi":
@@ -305,8 +351,13 @@ def explain(error: OSError, spec: TargetSpec, resolved: Resolved) -> KpmdError:
     return KernelError(f"the kernel did not make the link: {hint}; nothing was attached", number)
 
 
-async def details(state: State, links: list[Link]) -> dict[str, LinkDetails]:
-    """The kernel's present counts of some links; one that is being detached has none."""
+async def details(
+    state: State, links: list[Link], uid: int | None = None
+) -> dict[str, LinkDetails]:
+    """The kernel's present counts of some links; one that is being detached has none.
+
+    ``uid``: who asks.
+    """
     wanted = [(link.id, state.handle(link.id)) for link in links if link.detaching is None]
 
     def ask() -> dict[str, LinkDetails]:
@@ -318,7 +369,7 @@ async def details(state: State, links: list[Link]) -> dict[str, LinkDetails]:
                 continue
         return found
 
-    return await state.executor.run(ask)
+    return await state.executor.run(ask, uid=uid)
 
 
 async def detach(state: State, caller: Caller, id_: str) -> None:

@@ -9,11 +9,15 @@ import select
 import socket
 import struct
 import time
+from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-#: asm-generic/socket.h; kernel 6.5. Python 3.11 has no name for it.
-_SO_PEERPIDFD = 77
+#: asm-generic/socket.h; kernel 4.13 and 6.5. Python 3.11 has no names for them.
+_SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77
+
+#: Bytes that Python lets an option have: 256 groups.
+_MOST_GROUPS = 1024
 
 _UCRED = struct.Struct("iII")
 
@@ -31,6 +35,8 @@ class Peer:
     pidfd: int | None
     command: str
     why: str = ""
+    #: Its supplementary groups, with its own.
+    groups: frozenset[int] = frozenset()
 
     @property
     def process(self) -> Hashable:
@@ -78,8 +84,24 @@ def read_peer(sock: socket.socket) -> Peer:
     pid, uid, gid = _UCRED.unpack(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     )
+    groups = _groups(sock) | {gid}
     pidfd, why = _pidfd(sock, pid)
-    return Peer(pid, uid, gid, pidfd, _command(pid), why)
+    return Peer(pid, uid, gid, pidfd, _command(pid), why, groups)
+
+
+def _groups(sock: socket.socket) -> frozenset[int]:
+    """The supplementary groups that the process had when it connected.
+
+    Not those that the user database tells of: a process can have given groups up. One with more
+    than 256 counts as having none, since Python takes no longer answer.
+    """
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS)
+    except OSError as error:
+        if error.errno in (errno.ERANGE, errno.ENOPROTOOPT, errno.ENODATA):
+            return frozenset()
+        raise
+    return frozenset(array("I", raw))
 
 
 #: What the kernel says of a process that has ended and been waited for.

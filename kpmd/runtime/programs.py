@@ -9,13 +9,17 @@ from kpmd import builtin
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.kernel import Loaded
 from kpmd.bpf.maps import Entry
+from kpmd.bpf.rights import Rights
 from kpmd.core.model import Caller, Client, Connection, Map, Mechanism, Program, new_id
-from kpmd.core.specs import BuiltinSource, InstructionsSource, ProgramSpec
-from kpmd.errors import Invalid, NotFound
+from kpmd.core.specs import BuiltinSource, InstructionsSource, ObjectSource, ProgramSpec
+from kpmd.errors import Forbidden, Invalid, NotFound
 from kpmd.log import Log
 from kpmd.runtime.carrier import OUTLIVES
 from kpmd.runtime.executor import Lane
 from kpmd.runtime.features import MULTI_FEATURE
+from kpmd.runtime.policies import rights_of
+from kpmd.runtime.quotas import map_memory
+from kpmd.runtime.sources import check_source
 from kpmd.runtime.state import State
 
 log = Log("kpmd.programs")
@@ -27,22 +31,41 @@ async def load(
     """Load a program or the programs of an object.
 
     Returns programs, their maps, and the verifier's log of each program where it was asked for.
-    Raises the errors of the loader and of the verifier, and Gone where what it was to live as long
-    as has ended: nothing stays loaded then.
+    Raises Forbidden where the policy does not let the caller load it, the errors of the loader and
+    of the verifier, and Gone where what it was to live as long as has ended: nothing stays loaded
+    then.
     """
     state.check_open()
+    await check_source(state.executor, caller, spec)
     client = connection.client
     state.registry.anchor(caller, connection, spec.lifetime, state.clock())
     user = await state.owner_name(client)
     way = await _way(state, spec)
-    loaded = await state.executor.run(_load, state, spec, way, lane=Lane.LOAD, undo=Loaded.close)
-    try:
-        state.check_open()
-        programs, maps = _records(state, client, user, spec, way, loaded)
-        state.registry.add_loaded(caller, connection, programs, maps, state.clock())
-    except BaseException:
-        await state.executor.run(loaded.close, lane=Lane.CLOSE)
-        raise
+    with state.registry.accounts.claim(caller.uid, caller.limits) as claim:
+        claim.want("programs", _least(spec))
+        rights = rights_of(
+            caller,
+            builtin=isinstance(spec.source, BuiltinSource),
+            map_bytes=claim.room("map_bytes"),
+        )
+        try:
+            loaded = await state.executor.run(
+                _load, state, spec, way, rights, lane=Lane.LOAD, undo=Loaded.close, uid=caller.uid
+            )
+        except Forbidden as error:
+            # The loader knows what it refused, and not by whose word.
+            detail = f"{error.detail} (rule {caller.rule_name!r}; GET /policy shows what it allows)"
+            raise Forbidden(detail, **{**error.fields, "rule": caller.rule_name}) from error
+        try:
+            state.check_open()
+            programs, maps = _records(state, client, user, spec, way, loaded)
+            # Now it is known; and another load of the user may have ended meanwhile.
+            claim.want("programs", len(programs))
+            claim.want("map_bytes", sum(each.memory for each in maps))
+            state.registry.add_loaded(caller, connection, programs, maps, state.clock(), claim)
+        except BaseException:
+            await state.executor.run(loaded.close, lane=Lane.CLOSE)
+            raise
     for program, made in zip(programs, loaded.programs, strict=True):
         state.keep(program, made.fd)
         log.info(
@@ -79,6 +102,12 @@ async def carry(state: State, program: Program, *, must: bool) -> None:
     await state.carrier.carry(program, handles, maps, must=must)
 
 
+def _least(spec: ProgramSpec) -> int:
+    """How many programs it makes at least."""
+    names = spec.source.programs if isinstance(spec.source, ObjectSource) else None
+    return len(names or ("one",))
+
+
 @dataclass(frozen=True)
 class _Way:
     """What the kernel's features mean for a load."""
@@ -100,7 +129,7 @@ async def _way(state: State, spec: ProgramSpec) -> _Way:
     return _Way(mechanism, func_ip.supported is not False)
 
 
-def _load(state: State, spec: ProgramSpec, way: _Way) -> Loaded:
+def _load(state: State, spec: ProgramSpec, way: _Way, rights: Rights | None) -> Loaded:
     source = spec.source
     if isinstance(source, InstructionsSource):
         if spec.attach is None:
@@ -114,6 +143,7 @@ def _load(state: State, spec: ProgramSpec, way: _Way) -> Loaded:
             spec.attach,
             spec.want_log,
             way.mechanism,
+            rights,
         )
     names: Sequence[str] | None = None
     if isinstance(source, BuiltinSource):
@@ -128,6 +158,7 @@ def _load(state: State, spec: ProgramSpec, way: _Way) -> Loaded:
         dict(source.max_entries),
         spec.want_log,
         way.mechanism,
+        rights,
     )
 
 
@@ -146,6 +177,7 @@ def _records(
             max_entries=each.details.max_entries,
             uid=client.uid,
             percpu=each.details.percpu,
+            memory=map_memory(each.details),
         )
         for each in loaded.maps
     ]
@@ -198,7 +230,7 @@ async def entries(
     details = state.map_details[id_]
     try:
         return await state.executor.run(
-            state.kernel.read_entries, state.handle(id_), details, after, limit
+            state.kernel.read_entries, state.handle(id_), details, after, limit, uid=caller.uid
         )
     except Closed:
         raise _ended(id_) from None
@@ -210,7 +242,9 @@ async def entry(state: State, caller: Caller, id_: str, key: bytes) -> Entry:
     _check_key(each, key, "key")
     details = state.map_details[id_]
     try:
-        value = await state.executor.run(state.kernel.read_entry, state.handle(id_), details, key)
+        value = await state.executor.run(
+            state.kernel.read_entry, state.handle(id_), details, key, uid=caller.uid
+        )
     except Closed:
         raise _ended(id_) from None
     if value is None:

@@ -33,6 +33,7 @@ from kpmd.runtime.fdstore import Adopted, FdStore
 from kpmd.runtime.kernel import Handle, Kernel
 from kpmd.runtime.parts import Parts, details_of
 from kpmd.runtime.peer import has_exited, process_of
+from kpmd.runtime.quotas import map_memory
 from kpmd.runtime.state import State
 
 log = Log("kpmd.restore")
@@ -193,7 +194,9 @@ def _add_map(kernel: Kernel, found: _Found, each: Map, fd: OwnedFd) -> None:
     if each.id in found.maps:
         found.refuse.append(fd)
     else:
-        found.maps[each.id] = (each, fd, kernel.map_details(fd))
+        details = kernel.map_details(fd)
+        each.memory = each.memory or map_memory(details)  # one of a daemon that did not count it
+        found.maps[each.id] = (each, fd, details)
 
 
 def _link_handle(kernel: Kernel, fds: Sequence[OwnedFd]) -> tuple[Handle, Mechanism]:

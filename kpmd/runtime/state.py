@@ -11,9 +11,11 @@ from kpmd.bpf.objects import MapDetails
 from kpmd.core.changes import Ending, Event
 from kpmd.core.deny import DenyList
 from kpmd.core.model import Client, Link, Map, Program
+from kpmd.core.policy import Policy
 from kpmd.core.registry import Registry
 from kpmd.core.specs import MAX_TARGETS
 from kpmd.errors import ShuttingDown
+from kpmd.runtime.audit import Audit
 from kpmd.runtime.carrier import Carrier
 from kpmd.runtime.clients import Clients
 from kpmd.runtime.closing import Closing
@@ -23,6 +25,8 @@ from kpmd.runtime.features import Features
 from kpmd.runtime.journal import Journal
 from kpmd.runtime.kernel import Handle, Kernel
 from kpmd.runtime.lease_timer import LeaseTimer
+from kpmd.runtime.policies import Policies
+from kpmd.runtime.quotas import Counters
 from kpmd.runtime.symbols import Symbols
 
 
@@ -58,16 +62,23 @@ class State:
         *,
         deny: DenyList | None = None,
         max_targets: int = MAX_TARGETS,
+        load_seconds: float = 10.0,
         store: FdStore | None = None,
+        policies: Policies | None = None,
+        audit: Audit | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``now`` gives the time of day; ``clock`` that of leases, CLOCK_MONOTONIC."""
         self.kernel = kernel
+        self.policies = policies or Policies(Policy())
+        self.audit = audit or Audit()
         self.max_targets = max_targets
+        self.load_seconds = load_seconds
         self.now = now
         self.clock = clock
         self.executor = Executor()
+        self.counters = Counters()
         self.registry = Registry()
         self.journal = Journal(now)
         self.registry.on_event = self._happened
@@ -95,6 +106,17 @@ class State:
         if abs(offset - self._offset) > 1:
             self._offset = offset  # the time was set, or the machine was suspended
         return deadline + self._offset
+
+    def usage(self, uid: int) -> dict[str, int]:
+        """What a user has, by the names of the limits on it."""
+        return {**self.registry.accounts.used(uid), **self.counters.usage(uid)}
+
+    def warnings(self) -> list[str]:
+        """What an administrator has to look at."""
+        found = [self.policies.fault, self.audit.failing]
+        if self.audit.lost:
+            found.append(f"{self.audit.lost} audit records were lost")
+        return [each for each in found if each is not None]
 
     def check_open(self) -> None:
         """Raise ShuttingDown once the daemon stops: nothing new is made then."""
@@ -137,8 +159,14 @@ class State:
     async def owner_name(self, client: Client) -> str | None:
         """The name of the client's user; looked up once for each."""
         if client.uid not in self._user_names:
-            self._user_names[client.uid] = await self.executor.run(user_name, client.uid)
+            self._user_names[client.uid] = await self.executor.run(
+                user_name, client.uid, uid=client.uid
+            )
         return self._user_names[client.uid]
+
+    def known_name(self, uid: int) -> str | None:
+        """The user's name, if it was looked up already."""
+        return self._user_names.get(uid)
 
     async def end(self, *, keep: bool) -> None:
         """End everything; returns when all is detached and closed.

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from kpmd.core.deny import Denials, DenyList
+from kpmd.core.policy import Fence, Rule
 from kpmd.core.symbols import SymbolIndex, blacklist
 from kpmd.log import Log
 from kpmd.runtime.kernel import Kernel
@@ -16,6 +17,9 @@ log = Log("kpmd.symbols")
 
 #: How often an index is built anew where modules come and go meanwhile.
 _TRIES = 3
+
+#: Rules whose fences are kept at the most. Those of policies before the one in force go with them.
+_FENCES = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Symbols:
         self._kernel = kernel
         self._deny = deny
         self._snapshot: Snapshot | None = None
+        self._fences: dict[int, Fence] = {}
         self._lock = threading.Lock()
 
     def current(self) -> Snapshot:
@@ -55,12 +60,28 @@ class Symbols:
                 snapshot = self._fresh(signature)
         return snapshot
 
+    def fence(self, rule: Rule, snapshot: Snapshot) -> Fence | None:
+        """Which functions of the index a rule lets attach to; worked out once for each rule.
+
+        None: all of them.
+        """
+        if rule.functions.unrestricted:
+            return None
+        fence = self._fences.get(id(rule))
+        if fence is None or fence.rule is not rule or fence.index is not snapshot.index:
+            if len(self._fences) >= _FENCES:
+                self._fences.clear()
+            fence = Fence(rule, snapshot.index, self._deny, snapshot.denials)
+            self._fences[id(rule)] = fence
+        return fence
+
     def _fresh(self, signature: tuple[bytes, ...]) -> Snapshot:
         """A new index; kept only when no module came or went while it was built.
 
         One that came and has gone since would be in it: then it serves this request, and no other.
         """
         self._snapshot = None
+        self._fences.clear()  # they hold the old index
         for _ in range(_TRIES):
             snapshot = self._build(signature)
             signature = self._kernel.modules_signature()

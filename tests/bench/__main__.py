@@ -1,4 +1,4 @@
-"""The command line: ``python -m tests.bench prepare|vm|here|soak``; see README.md."""
+"""The command line: ``python -m tests.bench prepare|vm|here|soak|hostile``; see README.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import attach, closing, detach, idle, index, latency, soak
+from tests.bench import attach, closing, detach, hostile, idle, index, latency, soak
 from tests.bench.prepare import BUILD, FUNCTIONS, KALLSYMS, prepare
 from tests.bench.report import Row, print_table, say
 from tests.bench.running import Kpmd
@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     long.add_argument("--clients", type=int, default=1000)
     long.add_argument("--seconds", type=float, default=600, help="in which they come, and are gone")
     long.add_argument("--seed", type=int, default=1)
+    other = commands.add_parser("hostile", help="two users, one hostile; as root, in the VM")
+    other.add_argument("--rounds", type=int, default=100)
+    other.add_argument("--only", action="append", metavar="ATTACK")
     for name, text in (("vm", "attaching; as root, in the VM"), ("here", "the rest; anywhere")):
         command = commands.add_parser(name, help=text)
         command.add_argument("--quick", action="store_true", help="few rounds: a rough idea")
@@ -99,12 +102,30 @@ def _soak(plan: soak.Plan) -> bool:
     return print_table(_title(), rows)
 
 
+def _hostile(rounds: int, only: list[str] | None) -> bool:
+    with tempfile.TemporaryDirectory(prefix="kpmd-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        policy = folder / "policy.toml"
+        users = f"[{hostile.HOSTILE}, {hostile.VICTIM}]"
+        policy.write_text(f'[[rules]]\nname = "builtins"\nusers = {users}\n')
+        kpmd = Kpmd(folder, "--mode", "0666", "--policy", str(policy))
+        try:
+            kpmd.warm()
+            rows = hostile.measure(kpmd.socket, rounds, only)
+        finally:
+            kpmd.close()
+    return print_table(_title(), rows)
+
+
 def main() -> int:
     """Do what the command line says; 1 where a target is missed."""
     arguments = _parser().parse_args()
     if arguments.action == "prepare":
         prepare(arguments.kernel, arguments.refresh)
         return 0
+    if arguments.action == "hostile":
+        return 0 if _hostile(arguments.rounds, arguments.only) else 1
     if arguments.action == "soak":
         return 0 if _soak(soak.Plan(arguments.clients, arguments.seconds, arguments.seed)) else 1
     if not (BUILD / "zero.bpf.o").exists() or not KALLSYMS.exists():

@@ -74,14 +74,23 @@ class Refused(Exception):
 class Kpmd:
     """The daemon, as an administrator runs it, and one connection with a program loaded."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.socket = str(folder / "kpmd.sock")
         # No function is left out of globs: libbpf leaves none out.
         config, deny = folder / "kpmd.toml", folder / "deny"
         deny.write_text("")
         config.write_text(f"deny_file = {str(deny)!r}\n")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kpmd", "--socket", self.socket, "--config", str(config)],
+            [
+                sys.executable,
+                "-m",
+                "kpmd",
+                "--socket",
+                self.socket,
+                "--config",
+                str(config),
+                *options,
+            ],
             stderr=subprocess.PIPE,
             cwd=PROJECT,
         )

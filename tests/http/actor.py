@@ -11,7 +11,7 @@ import signal
 import socket
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -87,14 +87,14 @@ class _Child:
             control.flush()
 
 
-def _be_child(control: socket.socket, path: str, uid: int) -> None:
+def _be_child(control: socket.socket, path: str, uid: int, groups: Sequence[int]) -> None:
     # What was inherited is not the child's: a connection in it would outlive its owner's close.
     kept = control.fileno()
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX") if kept > 4096 else 4096)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if uid != os.geteuid():
-        os.setgroups([])
+        os.setgroups(groups)
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     _Child(path, control).serve(control.makefile("rwb"))  # type: ignore[arg-type]
@@ -103,9 +103,10 @@ def _be_child(control: socket.socket, path: str, uid: int) -> None:
 class Actor:
     """A forked process under the test's control."""
 
-    def __init__(self, path: Path, uid: int = 0) -> None:
+    def __init__(self, path: Path, uid: int = 0, groups: Sequence[int] = ()) -> None:
         self._path = path
         self.uid = uid
+        self._groups = groups
         self.pid = 0
         self._socket: socket.socket | None = None
         self._stream: Any = None
@@ -118,7 +119,7 @@ class Actor:
             self.pid = os.fork()
         if self.pid == 0:
             try:
-                _be_child(theirs, str(self._path), self.uid)
+                _be_child(theirs, str(self._path), self.uid, self._groups)
             except BaseException:
                 traceback.print_exc()
             finally:

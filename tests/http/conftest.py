@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,7 +110,9 @@ async def actor(served: Served) -> AsyncIterator[Callable[..., Awaitable[Actor]]
     """Makes processes; all are killed at the end."""
     async with AsyncExitStack() as stack:
 
-        async def start(uid: int = 0, path: Path | None = None) -> Actor:
-            return await stack.enter_async_context(Actor(path or served.path, uid))
+        async def start(
+            uid: int = 0, path: Path | None = None, groups: Sequence[int] = ()
+        ) -> Actor:
+            return await stack.enter_async_context(Actor(path or served.path, uid, groups))
 
         yield start

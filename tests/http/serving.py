@@ -22,14 +22,19 @@ from kpmd.api.app import make_api, wind_down
 from kpmd.api.server import Api
 from kpmd.bpf.fd import OwnedFd
 from kpmd.core.deny import DenyList
+from kpmd.core.policy import Policy
 from kpmd.core.specs import MAX_TARGETS
 from kpmd.listener import Listener, make
+from kpmd.runtime.audit import Record
 from kpmd.runtime.carrier import owned_fds
 from kpmd.runtime.fdstore import FdStore
 from kpmd.runtime.notify import Notifier
+from kpmd.runtime.policies import Policies
 from kpmd.runtime.restore import restore
 from kpmd.runtime.state import State, _Stored
+from tests.fakes.audit import Recorded
 from tests.fakes.kernel import FakeKernel
+from tests.fakes.policies import OPEN
 from tests.fakes.systemd import Manager
 from tests.http.contract import Answer, check
 
@@ -67,16 +72,24 @@ class Served:
         max_targets: int = MAX_TARGETS,
         manager: Manager | None = None,
         clock: Callable[[], float] = time.monotonic,
+        policy: Policy = OPEN,
         **limits: int,
     ) -> Served:
         """Serve ``kernel``; ``deny`` is the deny list, ``limits`` are those of ``make_api``.
 
         ``manager``: whose FD store is used; what is in it is taken over. ``clock``: that of leases.
+        ``policy``: everybody may do everything, unless it says otherwise.
         """
         loop = asyncio.get_running_loop()
         store = FdStore(Notifier(manager.address), manager.capacity) if manager else None
         state = State(
-            kernel, deny=DenyList.parse(deny), max_targets=max_targets, store=store, clock=clock
+            kernel,
+            deny=DenyList.parse(deny),
+            max_targets=max_targets,
+            store=store,
+            policies=Policies(policy),
+            audit=Recorded(),
+            clock=clock,
         )
         await state.executor.run(kernel.start)
         if manager is not None and store is not None:
@@ -91,6 +104,12 @@ class Served:
             api.protocol(runner.server, loop), sock=served._listener.sock
         )
         return served
+
+    @property
+    def audit(self) -> list[Record]:
+        """What was put on record."""
+        assert isinstance(self.state.audit, Recorded)
+        return self.state.audit.records
 
     @property
     def connections(self) -> int:

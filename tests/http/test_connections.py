@@ -1,22 +1,29 @@
-"""Things that live as long as one HTTP connection, and connections that live for them."""
+"""Things that live as long as one HTTP connection, connections that live for them; and ends."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+import os
+import resource
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kpmd.api import server
+from kpmd.api import connection
 from tests.fakes.kernel import FakeKernel
 from tests.http.actor import Actor
 from tests.http.samples import PERSISTENT, Gate, a_link, a_program, as_http, elf, instructions, link
 from tests.http.serving import Client, Served, read_answer, until
+from tests.http.streaming import Cut, listening
 
 Actors = Callable[..., Awaitable[Actor]]
 Serve = Callable[..., Awaitable[Served]]
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 CONNECTION = {"kind": "connection"}
 
@@ -178,7 +185,8 @@ async def test_a_link_that_fails_on_a_connection_leaves_nothing_bound_to_it(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle connections are closed soon."""
-    monkeypatch.setattr(server, "_KEEPALIVE", 0.05)
+    monkeypatch.setattr(connection, "KEEPALIVE", 0.05)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
 
 
 @pytest.mark.every_loop
@@ -248,3 +256,83 @@ async def test_what_was_asked_behind_one_another_ends_with_the_connection(
         await until(lambda: kernel.links and not kernel.attached)
         assert (await client.get("/links"))["items"] == []
         await a_link(client, program)
+
+
+@contextmanager
+def few_fds(spare: int) -> Iterator[None]:
+    """So many file descriptors are left to this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.open("/dev/null", os.O_RDONLY)
+    os.close(probe)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
+    try:
+        while len(fillers) < highest:
+            try:
+                fd = os.open("/dev/null", os.O_RDONLY)
+            except OSError:
+                break
+            if fd > highest:
+                os.close(fd)
+                break
+            fillers.append(fd)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fillers:
+            os.close(fd)
+
+
+async def test_out_of_file_descriptors_it_refuses_and_goes_on(
+    served: Served, client: Client, actor: Actors
+) -> None:
+    await client.get("/healthz")
+    child = await actor()
+    await child.get("/healthz")
+    with few_fds(1):
+        for number in range(1, 30):
+            await child.do("connect", number)
+        # Those that are connected are served as before.
+        assert (await child.request("GET", "/healthz")).status == 200
+        answer = await child.request("POST", "/programs", instructions())
+        assert answer.status in (201, 429, 500), answer.body
+    for number in range(1, 30):
+        await child.do("close", number)
+    await child.do("connect", 99)
+    assert (await child.request("GET", "/healthz", connection=99)).status == 200
+
+
+class TestHalfClosed:
+    """``printf … | nc -UN``: a client that shuts down its side and reads."""
+
+    async def ask(self, path: Path, data: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(data)
+        writer.write_eof()
+        try:
+            async with asyncio.timeout(10):
+                return await reader.read()
+        finally:
+            writer.close()
+
+    @pytest.mark.every_loop
+    async def test_it_gets_its_answers(self, served: Served, client: Client) -> None:
+        program = await a_program(client)
+        for data, answers in ((GET, 1), (GET * 5, 5), (as_http("/links", link(program)) + GET, 2)):
+            got = await self.ask(served.path, data)
+            assert got.count(b"HTTP/1.1 20") == answers, got
+        await until(lambda: served.connections == 1)
+
+    async def test_what_is_not_whole_is_dropped(self, served: Served) -> None:
+        assert await self.ask(served.path, b"") == b""
+        assert await self.ask(served.path, GET[:20]) == b""
+        await self.ask(served.path, as_http("/links", {"a": 1})[:-1])
+        await until(lambda: served.connections == 0)
+
+    async def test_a_stream_ends(self, served: Served) -> None:
+        async with listening(served.path) as stream:
+            stream._writer.write_eof()
+            with pytest.raises((EOFError, Cut)):
+                await stream.next()
+        await until(lambda: served.connections == 0)

@@ -34,6 +34,9 @@ async def test_capabilities(client: Client, kernel: FakeKernel) -> None:
         "targets_per_link": 1 << 20,
         "page": 1000,
         "lease_seconds": 30 * 86400,
+        "load_seconds": 10.0,
+        **dict.fromkeys(("programs", "links", "targets", "map_bytes", "leases"), None),
+        **dict.fromkeys(("streams", "requests", "connections"), None),
     }
 
 
@@ -142,10 +145,10 @@ async def test_times_are_now_and_in_utc(client: Client) -> None:
 
 
 async def test_health_and_version(served: Served, client: Client) -> None:
-    assert await client.get("/healthz") == {"status": "ok"}
+    assert await client.get("/healthz") == {"status": "ok", "warnings": []}
     assert await client.get("/version") == {"version": __version__, "api": API_VERSION}
     served.state.stopping = True
-    assert await client.get("/healthz") == {"status": "stopping"}
+    assert await client.get("/healthz") == {"status": "stopping", "warnings": []}
 
 
 async def test_the_contract_itself(client: Client) -> None:

@@ -82,6 +82,30 @@ def release() -> tuple[int, int]:
     return int(major), int(minor.partition("-")[0].partition("+")[0])
 
 
+#: A policy for tests that are about something else.
+EVERYTHING = """
+[limits]
+programs = 100000
+links = 100000
+targets = 100000000
+targets_per_link = 1048576
+map_bytes = 10000000000
+leases = 100000
+streams = 100000
+requests = 100000
+connections = 100000
+body_bytes = 100000000
+object_bytes = 100000000
+[[rules]]
+name = "everything"
+users = ["*"]
+functions = { risky = true }
+programs = { any = true }
+helpers = { allow = ["all"], probe_read_kernel = true, probe_read_user = true, kfuncs = ["all"] }
+maps = { types = ["all"] }
+"""
+
+
 class Daemon:
     """kpmd as a process of its own, as an administrator runs it.
 
@@ -89,10 +113,18 @@ class Daemon:
     """
 
     def __init__(self, folder: Path, *options: str, under: Sequence[str] = ()) -> None:
-        """``under``: a command, with its arguments, that starts the daemon."""
+        """``under``: a command, with its arguments, that starts the daemon.
+
+        Everybody may do everything, unless the options name a policy.
+        """
         self.socket = str(folder / "kpmd.sock")
+        self._policy = tempfile.NamedTemporaryFile("w", prefix="kpmd-policy-")  # noqa: SIM115
+        self._policy.write(EVERYTHING)
+        self._policy.flush()
+        os.chmod(self._policy.name, 0o644)
+        named = [] if "--policy" in options else ["--policy", self._policy.name]
         self.process = subprocess.Popen(
-            [*under, sys.executable, "-m", "kpmd", "--socket", self.socket, *options],
+            [*under, sys.executable, "-m", "kpmd", "--socket", self.socket, *named, *options],
             stderr=subprocess.PIPE,
         )
         self._told: list[dict[str, Any]] = []
@@ -154,6 +186,7 @@ class Daemon:
         self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
+        self._policy.close()
         return status
 
     def stop(self) -> int:

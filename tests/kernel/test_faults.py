@@ -125,7 +125,7 @@ def test_nothing_is_left_of_a_client(
     made.signal(end)
     if step in ("loading", "attaching"):
         # It was in the middle: what came of it had nobody any more to belong to.
-        daemon.wait_for("request refused", kind="gone", pid=made.pid)
+        daemon.wait_for("audit", outcome="gone", pid=made.pid)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_lease_ends_while_a_link_is_being_made_for_it(
         rest.ok("PUT", f"/leases/{lease}", {"ttl": 1})
     else:
         rest.ok("DELETE", f"/leases/{lease}")
-    refused: dict[str, Any] = daemon.wait_for("request refused", pid=made.pid)
-    assert refused["kind"] == "gone"
+    refused: dict[str, Any] = daemon.wait_for("audit", pid=made.pid)
+    assert refused["outcome"] == "gone"
     assert exact().links == set()
     made.kill()

@@ -239,6 +239,6 @@ def test_request_of_a_dead_process_whose_number_is_used_again(
         wait_for_call(first.pid, "unix_stream_read_generic")
         first.kill()
         second = as_pid(first.pid, lambda: fork(bystander))
-    daemon.wait_for("request refused", kind="gone", pid=first.pid)
+    daemon.wait_for("audit", outcome="gone", pid=first.pid)
     assert exact() == Holdings()
     second.kill()

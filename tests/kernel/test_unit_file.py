@@ -1,8 +1,12 @@
-"""What systemd/kpmd.service takes from kpmd must leave it able to do its work."""
+"""What systemd/kpmd.service takes from kpmd must leave it able to do its work, on each kernel.
+
+The unit itself is tried under a real systemd (tests/systemd).
+"""
 
 from __future__ import annotations
 
-import re
+import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,18 +14,17 @@ import pytest
 
 from tests.kernel.conftest import Daemon, bpftool_links
 from tests.kernel.rest import Rest
+from tests.kernel.wire import NOBODY
 
 pytestmark = pytest.mark.multi
 
-UNIT = Path(__file__).parents[2] / "systemd" / "kpmd.service"
 
-
-def test_capabilities_of_the_unit_are_enough() -> None:
-    (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
-    kept = ",".join("+" + name.removeprefix("CAP_").lower() for name in line.split())
-    under = ("setpriv", "--no-new-privs", "--bounding-set", f"-all,{kept}")
+def test_a_user_with_the_capabilities_of_the_unit_and_files_of_root() -> None:
+    under = (sys.executable, "-m", "tests.kernel.as_unit", str(NOBODY))
     with tempfile.TemporaryDirectory(prefix="kpmd-") as folder:
+        os.chown(folder, NOBODY, NOBODY)
         daemon = Daemon(Path(folder), under=under)
+        assert os.stat(f"/proc/{daemon.pid}").st_uid == NOBODY
         rest = Rest(daemon.socket)
         loaded = rest.ok("POST", "/programs", {"source": {"kind": "builtin", "builtin": "count"}})
         link = rest.ok(

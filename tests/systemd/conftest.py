@@ -28,7 +28,14 @@ from tests.vm.tree import needed_folders
 PROJECT = Path(__file__).parents[2]
 UNITS = PROJECT / "systemd"
 INSTALLED = Path("/etc/systemd/system")
+NAMES = ("kpmd.service", "kpmd.socket")
+SYSUSERS = Path("/usr/lib/sysusers.d/kpmd.conf")
+TMPFILES = Path("/usr/lib/tmpfiles.d/kpmd.conf")
+SHIPPED_POLICY = Path("/usr/share/kpmd/policy.toml")
 SOCKET = "/run/kpmd.sock"
+
+#: Users that the tests make, and their groups.
+USERS = {"inside": "kpmd", "admin": "kpmd,kpmd-admin", "outside": ""}
 
 #: Folders of which kpmd.service shows kpmd nothing, or an empty one of its own.
 _HIDDEN_BY_UNIT = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
@@ -103,14 +110,16 @@ def kernel_programs() -> list[dict[str, Any]]:
     return [program for program in listed if program["type"] == "kprobe"]
 
 
-def install_units() -> None:
-    """All that lies in systemd/, as it is, and what the units leave to the administrator."""
-    for path in UNITS.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, INSTALLED / path.name, dirs_exist_ok=True)
-        else:
-            shutil.copy(path, INSTALLED / path.name)
-    _drop_in("kpmd.socket", "[Socket]\nSocketGroup=kpmd\n")
+def install() -> None:
+    """All that lies in systemd/, as it is, and the policy, as a package does."""
+    for name in NAMES:
+        shutil.copy(UNITS / name, INSTALLED / name)
+    shutil.copy(UNITS / "kpmd.sysusers", SYSUSERS)
+    run("systemd-sysusers", str(SYSUSERS))
+    SHIPPED_POLICY.parent.mkdir(exist_ok=True)
+    shutil.copy(PROJECT / "deploy" / "policy.toml", SHIPPED_POLICY)
+    shutil.copy(UNITS / "kpmd.tmpfiles", TMPFILES)
+    run("systemd-tmpfiles", "--create", str(TMPFILES))
     needed = sorted(set(needed_folders(PROJECT)))
     hidden = [folder for folder in needed if f"{folder}/".startswith(_HIDDEN_BY_UNIT)]
     if hidden:
@@ -128,7 +137,7 @@ def _drop_in(unit: str, text: str) -> None:
 
 @pytest.fixture(scope="session")
 def installed() -> None:
-    """The programs, the units, the group, and a user in it and one who is not.
+    """The programs, the units, the groups; a user in kpmd's, an administrator, and one of neither.
 
     They stay until the guest ends: in a shell there, the tests may be run again and again.
     """
@@ -136,13 +145,11 @@ def installed() -> None:
         program = Path("/usr/bin", name)
         program.unlink(missing_ok=True)
         program.symlink_to(PROJECT / ".venv" / "bin" / name)
-    run("groupadd", "--force", "--system", "kpmd")
+    install()
     users = {entry.pw_name for entry in pwd.getpwall()}
-    if "inside" not in users:
-        run("useradd", "--no-create-home", "--groups", "kpmd", "inside")
-    if "outside" not in users:
-        run("useradd", "--no-create-home", "outside")
-    install_units()
+    for name, groups in USERS.items():
+        if name not in users:
+            run("useradd", "--no-create-home", "--groups", groups, name)
     run("systemctl", "daemon-reload")
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import errno
 import os
-import re
 import subprocess
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
@@ -17,10 +15,16 @@ from tests.kernel.conftest import OBJECTS, bpftool_links, kallsyms
 from tests.kernel.rest import Rest
 from tests.kernel.test_links import GETPID
 from tests.kernel.test_service import COUNT, counts
-from tests.systemd.conftest import INSTALLED, SOCKET, UNITS, Client, Kpmd, kernel_programs
+from tests.systemd.conftest import (
+    INSTALLED,
+    NAMES,
+    SOCKET,
+    UNITS,
+    Client,
+    Kpmd,
+    kernel_programs,
+)
 from tests.systemd.control import NOT_JSON, run
-
-NAMES = ("kpmd.service", "kpmd.socket")
 
 
 def count_getpid(rest: Rest) -> dict[str, list[str]]:
@@ -73,25 +77,6 @@ def test_what_cannot_start_is_not_active(kpmd: Kpmd) -> None:
     assert done.returncode == 1
     assert kpmd.service.active == "failed"
     assert kpmd.service.show("Result") == "exit-code"
-
-
-def test_capabilities_are_those_of_the_unit(kpmd: Kpmd) -> None:
-    (line,) = re.findall(
-        r"^CapabilityBoundingSet=(.*)$", (UNITS / "kpmd.service").read_text(), re.MULTILINE
-    )
-    numbers = {name: number for number, name in enumerate(run("setpriv", "--list-caps").split())}
-    wanted = sum(1 << numbers[name.removeprefix("CAP_").lower()] for name in line.split())
-    kpmd.service.start()
-    status = dict(
-        line.split(":\t", 1)
-        for line in Path(f"/proc/{kpmd.service.main_pid}/status").read_text().splitlines()
-    )
-    assert int(status["CapBnd"], 16) == wanted
-    assert int(status["CapEff"], 16) == wanted
-    assert int(status["CapPrm"], 16) == wanted
-    assert int(status["CapInh"], 16) == 0
-    assert int(status["CapAmb"], 16) == 0
-    assert status["NoNewPrivs"] == "1"
 
 
 def test_the_group_may_connect_and_nobody_else(kpmd: Kpmd, client: Callable[[str], Client]) -> None:

@@ -58,11 +58,13 @@ def a_program(
     )
 
 
-def a_map(uid: int) -> Map:
-    return Map(an_id("map"), 1, "m", "hash", 8, 8, 1, uid, False)
+def a_map(uid: int, memory: int = 100) -> Map:
+    return Map(an_id("map"), 1, "m", "hash", 8, 8, 1, uid, False, memory)
 
 
-def a_link(connection: Connection, program: Program, lifetime: Lifetime = PROCESS) -> Link:
+def a_link(
+    connection: Connection, program: Program, lifetime: Lifetime = PROCESS, targets: int = 1
+) -> Link:
     client = connection.client
     return Link(
         id=an_id("lnk"),
@@ -70,7 +72,7 @@ def a_link(connection: Connection, program: Program, lifetime: Lifetime = PROCES
         program=program.id,
         kind="kprobe",
         mechanism="kprobe_multi",
-        count=1,
+        count=targets,
         skipped=(),
         uid=client.uid,
         user=None,
@@ -78,7 +80,9 @@ def a_link(connection: Connection, program: Program, lifetime: Lifetime = PROCES
         lifetime=lifetime,
         labels={},
         created_at=0,
-        targets=Targets(("f",), array("Q"), array("Q", [0]), {}),
+        targets=Targets(
+            tuple(f"f{number}" for number in range(targets)), array("Q"), array("Q", [0]), {}
+        ),
     )
 
 

@@ -80,6 +80,10 @@ def test_modes_in_octal(tmp_path: Path, mode: str) -> None:
         ("[limits]\nload_seconds = nan", "limits.load_seconds"),
         ("[limits]\nshutdown_seconds = inf", "limits.shutdown_seconds"),
         ("limits = 1", "limits"),
+        ('[audit]\nfile = "audit.jsonl"', "audit.file"),
+        ('[audit]\nfile = ""', "audit.file"),
+        ('[audit]\njournal = "perhaps"', "audit.journal"),
+        ("[audit]\nsurprise = 1", "audit.surprise"),
     ],
 )
 def test_an_error_names_file_and_field(tmp_path: Path, text: str, field: str) -> None:
@@ -116,6 +120,14 @@ def test_a_wrong_argument() -> None:
         load(None, mode="x")
 
 
+def test_where_the_audit_trail_goes(tmp_path: Path) -> None:
+    silent = load(None).audit
+    assert (silent.file, silent.journal) == (None, None)
+    text = '[audit]\nfile = "/var/log/kpmd/audit.jsonl"\njournal = false\n'
+    audit = load(written(tmp_path, text)).audit
+    assert (audit.file, audit.journal) == (Path("/var/log/kpmd/audit.jsonl"), False)
+
+
 def test_targets_of_a_link_and_the_deny_list(tmp_path: Path) -> None:
     assert load(None).limits.targets_per_link == 1 << 20
     assert load(None).deny_file is None
@@ -123,3 +135,13 @@ def test_targets_of_a_link_and_the_deny_list(tmp_path: Path) -> None:
     config = load(written(tmp_path, text))
     assert config.deny_file == Path("/etc/kpmd/deny.txt")
     assert config.limits.targets_per_link == 1000
+
+
+def test_the_file_in_etc_counts_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kpmd.config.DEFAULT_CONFIG", tmp_path / "kpmd.toml")
+    assert load(None).group is None
+    written(tmp_path, 'group = "tracers"')
+    assert load(None).group == "tracers"
+    assert load(None, group="others").group == "others"

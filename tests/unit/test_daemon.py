@@ -81,7 +81,7 @@ def call(connection: UnixConnection, method: str, path: str, body: object = None
 def healthy(path: Path) -> bool:
     connection = UnixConnection(str(path))
     try:
-        return bool(call(connection, "GET", "/healthz") == (200, {"status": "ok"}))
+        return bool(call(connection, "GET", "/healthz") == (200, {"status": "ok", "warnings": []}))
     finally:
         connection.close()
 
@@ -193,3 +193,44 @@ def test_a_configuration_that_is_wrong(folder: Path) -> None:
     assert f"{path}: surprise: " in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (folder / "k.sock").exists()
+
+
+def test_a_new_policy_at_sighup_and_a_bad_one_is_told(stack: ExitStack, folder: Path) -> None:
+    policy = folder / "policy.toml"
+
+    def write(name: str) -> None:
+        rule = f'[[rules]]\nname = "{name}"\nusers = [{os.geteuid()}]\n'
+        policy.write_text(rule)
+
+    def reload() -> str:
+        daemon.process.send_signal(signal.SIGHUP)
+        assert daemon.told().startswith("RELOADING=1\nMONOTONIC_USEC=")
+        return daemon.told()
+
+    write("first")
+    daemon = Process(stack, folder, "--policy", str(policy))
+    connection = UnixConnection(str(daemon.path))
+
+    def rule() -> str:
+        name: str = call(connection, "GET", "/capabilities")[1]["policy"]["rule"]
+        return name
+
+    assert rule() == "first"
+    write("second")
+    assert reload() == "READY=1\nSTATUS=policy in force"
+    assert rule() == "second"
+    write("not a name")
+    assert "rules[0].name" in reload()
+    assert rule() == "second"
+    policy.unlink()
+    assert "No such file" in reload()
+    assert rule() == "second"
+    write("third")
+    reload()
+    assert rule() == "third"
+    connection.close()
+    daemon.process.terminate()
+    _, log = daemon.wait()
+    audited = [line for line in log if line.get("audit") == "policy"]
+    assert [line["outcome"] for line in audited] == ["ok", "invalid", "invalid", "ok"]
+    assert "rules[0].name" in audited[1]["detail"]

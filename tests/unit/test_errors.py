@@ -37,7 +37,7 @@ TABLE = {
 }
 
 #: What every HTTP service has beside them.
-OTHERS = {"internal": 500, "method-not-allowed": 405}
+OTHERS = {"internal": 500, "method-not-allowed": 405, "timeout": 408}
 
 CLASSES: list[type[KpmdError]] = [
     each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, KpmdError)

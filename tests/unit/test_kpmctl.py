@@ -139,7 +139,7 @@ def test_version_imports_nothing_but_click() -> None:
 
 def test_help_tells_every_command_and_status() -> None:
     text = good("/none", "-h")
-    for word in ("attach", "capabilities", "count", "detach", "entries", "links", "load", "maps"):
+    for word in ("attach", "capabilities", "count", "detach", "entries", "links", "load", "policy"):
         assert f"\n  {word} " in text
     for status in (0, 1, 2, 3, 4, 5, 6, 7, 8, 130):
         assert f"\n    {status} " in text
@@ -157,6 +157,7 @@ def test_capabilities(daemon: str) -> None:
     assert re.search(r"bpf_link_kprobe_session +yes +6.10 +-\n", text)
     assert re.search(r"targets_per_link +1048576\n", text)
     assert "restart   survived by nothing" in text
+    assert "policy    you are an administrator, and may do everything" in text
     assert read_json(daemon, "capabilities")["builtins"] == ["count"]
 
 
@@ -170,7 +171,8 @@ def test_capabilities_that_are_missing() -> None:
         "features": features,
         "api": {"version": "1", "extensions": []},
         "builtins": [],
-        "limits": {},
+        "limits": {"programs": None, "links": 3, "load_seconds": 2.5},
+        "policy": {"administrator": False, "rule": None, "calls": []},
         "survives_restart": True,
     }
     with scripted(always(http(answer))) as server:
@@ -178,6 +180,8 @@ def test_capabilities_that_are_missing() -> None:
     assert re.search(r"a +no +9.1 +too old\nb +unknown +9.1 +ENOMEM\n", text)
     assert "5.4\\x1b[31m" in text
     assert "restart   survived by persistent things, leases, and" in text
+    assert "policy    no rule is about you: you may do nothing but" in text
+    assert re.search(r"programs +unlimited\nlinks +3\nload_seconds +2\.5\n", text)
 
 
 def test_load_says_that_it_stays_and_how_it_goes(daemon: str, tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_load_says_that_it_stays_and_how_it_goes(daemon: str, tmp_path: Path) ->
     nothing_left(daemon)
 
 
-def test_load_from_standard_input_with_everything() -> None:
+def test_load_from_standard_input_with_everything(tmp_path: Path) -> None:
     seen: list[Any] = []
 
     def script(method: str, target: str, body: Any) -> bytes:
@@ -203,14 +207,16 @@ def test_load_from_standard_input_with_everything() -> None:
         return http({"programs": [], "maps": []}, 201)
 
     text = (
-        "load - --program p --program q --attach kprobe_session "
+        "load - --program p --program q --attach kprobe_session --signature {} "
         "--global a=0x10 --global b=-1 --global c=hex:00ff --max-entries m=2"
     )
+    (tmp_path / "sig").write_bytes(b"sig")
     with scripted(script) as server:
-        good(server.path, *text.split(), stdin=b"elf")
+        good(server.path, *text.format(tmp_path / "sig").split(), stdin=b"elf")
     assert seen[0]["source"] == {
         "kind": "object",
         "elf": "ZWxm",
+        "signature": "c2ln",
         "programs": ["p", "q"],
         "globals": {"a": 16, "b": -1, "c": "AP8="},
         "max_entries": {"m": 2},
@@ -300,6 +306,8 @@ def test_entries_of_each_cpu() -> None:
         "load --builtin count pyproject.toml",
         "load --builtin count --program p",
         "load no-such-file.o",
+        "load --builtin count --signature pyproject.toml",
+        "load pyproject.toml --signature no-such-file",
         "load --builtin count --global a",
         "load --builtin count --global a=b",
         "load --builtin count --global a=hex:0",
@@ -321,6 +329,11 @@ def test_entries_of_each_cpu() -> None:
         "count f --duration -1",
         "count f --pid 0",
         "count f --top 0",
+        "policy explain",
+        "policy explain ada --call nope",
+        "policy explain ada --object no-such-file.o",
+        "policy explain ada --object pyproject.toml --builtin count",
+        "policy explain ada --signature pyproject.toml",
         "nope",
     ],
 )
@@ -394,6 +407,27 @@ def test_what_else_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "errno: ENOMEM" in said(capsys, "kernel", errno="ENOMEM")
     assert VFS_READ in said(capsys, "address-not-traceable", addresses=[VFS_READ])
     assert "\x1b" not in said(capsys, "invalid", errno="\x1b[31m")
+
+
+def test_what_the_policy_refused_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    hint = "  `kpmctl policy show` tells what the policy lets you do\n"
+    assert said(capsys, "forbidden", rule="r1") == f"kpmctl: told\n  rule: r1\n{hint}"
+    text = said(capsys, "forbidden", rule="told", refused=["bpf_override_return", "bpf_x"])
+    assert text == f"kpmctl: told\n  refused: bpf_override_return, bpf_x\n{hint}"
+    names = [f"f{number}" for number in range(100)]
+    text = said(capsys, "forbidden", rule="told", symbols=names, symbols_total=2000)
+    assert "\n  refused: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9 and 1990 more\n" in text
+    # Where the one sentence says it all.
+    assert said(capsys, "forbidden", symbols=["f"], refused=["g"]) == "kpmctl: told\n"
+    assert said(capsys, "forbidden", symbols=[1, 2], refused="x") == "kpmctl: told\n"
+
+
+def test_which_quota_is_used_up(capsys: pytest.CaptureFixture[str]) -> None:
+    hint = "`kpmctl policy show` tells how much you may have, and what of it is used"
+    text = said(capsys, "quota", limit="links", used=7, most=8, asked=2)
+    assert text == f"kpmctl: told\n  links: 7 used of 8\n  {hint}\n"
+    assert said(capsys, "quota", limit="told", used=7, most=8) == f"kpmctl: told\n  {hint}\n"
+    assert said(capsys, "quota") == "kpmctl: told\n"
 
 
 def test_the_end_of_the_verifiers_log(capsys: pytest.CaptureFixture[str]) -> None:

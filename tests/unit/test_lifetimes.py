@@ -6,6 +6,7 @@ owner, nothing ends early, and every handle is closed exactly once.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kpmd.core import carried
 from kpmd.core.changes import Ending
 from kpmd.core.model import Client, Connection, Lease, Lifetime, Link, Map, Program
+from kpmd.core.quotas import KEPT, UNLIMITED, Claim, Kept
 from kpmd.core.registry import Registry
 from kpmd.errors import Conflict, Gone, NotFound
 from tests.unit.records import ROOT, a_lease, a_link, a_map, a_program
@@ -93,6 +95,8 @@ class Machine(RuleBasedStateMachine):
         #: Links that have ended, and that the kernel still holds.
         self.closing: list[Link] = []
         self.held: list[Program] = []
+        #: What requests under way have claimed, by user.
+        self.claims: list[tuple[int, dict[str, int], Claim]] = []
         self.asking: list[Client] = []
         #: Clients whose state is stored: those that have held something.
         self.begin(Registry())
@@ -236,16 +240,43 @@ class Machine(RuleBasedStateMachine):
         shared = a_map(client.uid)
         programs = [a_program(connection, lifetime, (shared.id,)) for _ in range(count)]
         shared.programs.update(program.id for program in programs)
+        claim = self.a_claim(client, programs=count, map_bytes=shared.memory)
         if anchor.alive:
-            self.registry.add_loaded(ROOT, connection, programs, [shared], self.now)
+            self.registry.add_loaded(ROOT, connection, programs, [shared], self.now, claim)
             self.opened(shared.id)
             for program in programs:
                 self.opened(program.id)
                 self.model.programs[program.id] = Thing(program, client.id, anchor)
         else:
             with pytest.raises((Gone, NotFound)):
-                self.registry.add_loaded(ROOT, connection, programs, [shared], self.now)
+                self.registry.add_loaded(ROOT, connection, programs, [shared], self.now, claim)
+            claim.release()
         self.registry.end_request(client)
+
+    @rule(uid=st.integers(0, 1), what=st.sampled_from(KEPT), number=st.integers(0, 3))
+    def claim(self, uid: int, what: Kept, number: int) -> None:
+        """A request is about to make something; of another it is found out how much."""
+        if self.claims and self.claims[-1][0] == uid:
+            _, claimed, claim = self.claims[-1]
+        else:
+            claimed, claim = {}, self.registry.accounts.claim(uid, UNLIMITED)
+            self.claims.append((uid, claimed, claim))
+        claim.want(what, number)
+        claimed[what] = number
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def release_claim(self, data: st.DataObject) -> None:
+        place = data.draw(st.integers(0, len(self.claims) - 1))
+        self.claims.pop(place)[2].release()
+
+    def a_claim(self, client: Client, **wanted: int) -> Claim:
+        """That of a request for what is made next."""
+        claim = self.registry.accounts.claim(client.uid, UNLIMITED)
+        for what in KEPT:
+            if what in wanted:
+                claim.want(what, wanted[what])
+        return claim
 
     def close(self, connection: Connection) -> None:
         for place, (each, anchor) in enumerate(self.connections):
@@ -274,18 +305,20 @@ class Machine(RuleBasedStateMachine):
         self.take(self.registry.let_go(program))
 
     @precondition(lambda self: self.held and self.connections)
-    @rule(data=st.data(), kind=KINDS)
-    def attach(self, data: st.DataObject, kind: Kind) -> None:
+    @rule(data=st.data(), kind=KINDS, size=st.integers(1, 3))
+    def attach(self, data: st.DataObject, kind: Kind, size: int = 1) -> None:
         connection, anchor = data.draw(st.sampled_from(self.connections))
         lifetime, anchor = self.a_lifetime(data, kind, connection, anchor)
         program = self.held[-1]
-        link = a_link(connection, program, lifetime)
+        link = a_link(connection, program, lifetime, size)
+        claim = self.a_claim(connection.client, links=1, targets=size)
         if not anchor.alive:
             with pytest.raises((Gone, NotFound)):
-                self.registry.add_link(ROOT, connection, program, link, self.now)
+                self.registry.add_link(ROOT, connection, program, link, self.now, claim)
+            claim.release()
             return
         self.held.pop()
-        self.registry.add_link(ROOT, connection, program, link, self.now)
+        self.registry.add_link(ROOT, connection, program, link, self.now, claim)
         self.opened(link.id)
         self.model.programs[program.id].holds -= 1
         self.model.links[link.id] = Thing(link, connection.client.id, anchor)
@@ -376,6 +409,7 @@ class Machine(RuleBasedStateMachine):
         for _, anchor in self.connections:
             anchor.alive = False
         self.connections, self.closing, self.held, self.asking = [], [], [], []
+        self.claims = []
         for number in (
             data.draw(st.sets(st.sampled_from(sorted(self.processes)))) if self.processes else ()
         ):
@@ -425,6 +459,23 @@ class Machine(RuleBasedStateMachine):
         registry = self.registry
         listed = [*registry.links, *registry.programs, *registry.maps]
         assert {each.id for each in listed} == self.open
+
+    @invariant()
+    def what_is_counted_is_what_is_listed_and_claimed(self) -> None:
+        registry = self.registry
+        for uid in (0, 1):
+            links = [link for link in registry.links if link.uid == uid]
+            expected = Counter(
+                programs=sum(each.uid == uid for each in registry.programs),
+                links=len(links),
+                targets=sum(len(link.targets) for link in links),
+                map_bytes=sum(each.memory for each in registry.maps if each.uid == uid),
+                leases=sum(lease.uid == uid for lease in registry.leases),
+            )
+            for owner, claimed, _ in self.claims:
+                if owner == uid:
+                    expected.update(claimed)
+            assert registry.accounts.used(uid) == expected
 
     @invariant()
     def what_is_bound_is_what_has_not_ended(self) -> None:

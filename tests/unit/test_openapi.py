@@ -25,6 +25,8 @@ CALLS = {
     "GET /leases/{id}",
     "PUT /leases/{id}",
     "DELETE /leases/{id}",
+    "GET /policy",
+    "POST /policy/explain",
     "GET /capabilities",
     "GET /healthz",
     "GET /version",
@@ -124,13 +126,13 @@ def test_made_things_tell_where_they_are(contract: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("call", "statuses"),
     [
-        ("post /links", "200 201 400 404 409 410 413 422 429 500 501 503"),
-        ("get /symbols", "200 400 422 500"),
-        ("get /links/{id}/skipped", "200 400 404 422 500"),
-        ("post /programs", "201 400 404 410 413 422 429 500 501 503"),
-        ("delete /programs/{id}", "204 400 404 409 422 500"),
-        ("get /capabilities", "200 400 403 422 500"),
-        ("put /links/{id}/pin", "400 404 422 500 501"),
+        ("post /links", "200 201 400 403 404 408 409 410 413 422 429 500 501 503"),
+        ("get /symbols", "200 400 403 408 422 429 500"),
+        ("get /links/{id}/skipped", "200 400 404 408 422 429 500"),
+        ("post /programs", "201 400 403 404 408 410 413 422 429 500 501 503"),
+        ("delete /programs/{id}", "204 400 403 404 408 409 422 429 500"),
+        ("get /capabilities", "200 400 403 408 422 429 500"),
+        ("put /links/{id}/pin", "400 403 404 408 422 429 500 501"),
     ],
 )
 def test_statuses(contract: dict[str, Any], call: str, statuses: str) -> None:

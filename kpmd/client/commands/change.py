@@ -49,6 +49,12 @@ _lease_option = click.option(
     multiple=True,
     help="Set a map's size; repeatable.",
 )
+@click.option(
+    "--signature",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="An Ed25519 signature of the object, where the policy asks for one.",
+)
 @_lease_option
 @click.pass_obj
 def load(
@@ -59,6 +65,7 @@ def load(
     attach: Literal["kprobe_multi", "kprobe_session"] | None,
     variables: tuple[tuple[str, int | bytes], ...],
     sizes: tuple[tuple[str, int], ...],
+    signature: BinaryIO | None,
     lease: str | None,
 ) -> None:
     """Load the BPF programs of the ELF object FILE (- for standard input).
@@ -66,11 +73,15 @@ def load(
     They get the lifetime "persistent", and stay until `kpmctl detach PROGRAM_ID`; or they end with
     a lease (see `kpmctl lease`), though not before the last link that needs them. With the API's
     default lifetime they would end with kpmctl itself, at once.
+
+    A signature is made with `openssl pkeyutl -sign -rawin -inkey KEY -in FILE`.
     """
     if (file is None) == (builtin is None):
         raise click.UsageError("give either FILE or --builtin NAME")
     if builtin is not None and names:
         raise click.UsageError("--program chooses from FILE; a builtin is loaded whole")
+    if builtin is not None and signature is not None:
+        raise click.UsageError("--signature is FILE's; a builtin needs none")
     with settings.client() as client:
         term = None if lease is None else client.lease(lease)
         if file is not None:
@@ -81,6 +92,7 @@ def load(
                 globals=dict(variables),
                 max_entries=dict(sizes),
                 lifetime=lease or "persistent",
+                signature=None if signature is None else signature.read(),
             )
         else:
             made = client.load_builtin(

@@ -35,6 +35,7 @@ def capabilities(settings: Settings, refresh: bool) -> None:
     click.echo(clean(f"API       version {found['api']['version']}"))
     click.echo(clean(f"builtins  {', '.join(found['builtins']) or '-'}"))
     click.echo(f"restart   {_RESTART[found['survives_restart']]}")
+    click.echo(clean(f"policy    {summary(found['policy'])}; `kpmctl policy show` tells more"))
     click.echo()
     table = Table([Column(title) for title in ("FEATURE", "SUPPORTED", "SINCE KERNEL", "REASON")])
     for name, feature in found["features"].items():
@@ -43,8 +44,24 @@ def capabilities(settings: Settings, refresh: bool) -> None:
     click.echo()
     limits = Table([Column("LIMIT"), Column("VALUE", right=True)])
     for name, value in found["limits"].items():
-        limits.add(name, value)
+        limits.add(name, limit_cell(value))
     write_table(limits)
+
+
+def summary(policy: answers.Policy) -> str:
+    """The policy in a few words."""
+    if policy["administrator"]:
+        return "you are an administrator, and may do everything"
+    if policy["rule"] is None:
+        return "no rule is about you: you may do nothing but look at what is yours"
+    return f"rule {policy['rule']} ({', '.join(policy['calls']) or 'no calls'})"
+
+
+def limit_cell(value: int | float | None) -> str:
+    """A limit as a number."""
+    if value is None:
+        return "unlimited"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @click.command()

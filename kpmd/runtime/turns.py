@@ -1,0 +1,50 @@
+"""A queue in which users take turns."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Turns(Generic[U, T]):
+    """Items of several users: each gets its turn, and its own in the order they came."""
+
+    def __init__(self) -> None:
+        self._users: OrderedDict[U, deque[T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._users.values()))
+
+    def count(self, user: U) -> int:
+        """How many items of this user wait."""
+        return len(self._users.get(user, ()))
+
+    def push(self, user: U, item: T) -> None:
+        """Put an item behind all others of its user."""
+        self._users.setdefault(user, deque()).append(item)
+
+    def pop(self, may: Callable[[U], bool] = lambda user: True) -> T | None:
+        """The item whose turn it is, of the users who ``may`` have one; None: there is none."""
+        for user, items in self._users.items():
+            if may(user):
+                item = items.popleft()
+                if items:
+                    self._users.move_to_end(user)
+                else:
+                    del self._users[user]
+                return item
+        return None
+
+    def remove(self, user: U, item: T) -> bool:
+        """Take an item away; False where it is not there any more."""
+        items = self._users.get(user)
+        if items is None or item not in items:
+            return False
+        items.remove(item)
+        if not items:
+            del self._users[user]
+        return True
