@@ -9,6 +9,7 @@ RUN_APT := python3-venv libbpf1 libseccomp2
 BPF_APT := clang llvm libbpf-dev bpftool
 SECONDS ?= 10
 KERNEL  ?= 6.12
+FUZZ    ?= 25
 COUNT   ?= vfs_read vfs_write vfs_open
 # Kernels of the matrix; `own` is this machine's, without a VM.
 KERNELS ?= 6.12 7.3 6.1 5.10
@@ -22,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-own test-kernel \
-	test-systemd test-vm $(SYSTEMD_TESTS) $(VM_TESTS) vm fetch bpf check-bpf openapi lock format bench clean
+	test-systemd test-vm $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi lock format bench clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -63,7 +64,7 @@ check: $(STAMP)
 	$(VENV)/bin/lint-imports
 	@$(PY) -m tests.tools.openapi | cmp - openapi.yaml || { echo "run: make openapi" >&2; exit 1; }
 
-## unit: unit and HTTP tests, without a VM
+## unit: unit and HTTP tests and fuzzing, without a VM
 unit: $(STAMP) setup-run
 	@deploy/apt-install cpio
 	$(PY) -m pytest --numprocesses 2
@@ -92,6 +93,12 @@ $(VM_TESTS): vm-kernel-%:
 $(SYSTEMD_TESTS): vm-systemd-%:
 	$(PY) -m tests.vm run --systemd --kernel $* --timeout 1800 -- \
 		$(PY) -m pytest --timeout 300 tests/systemd
+
+## fuzz: a longer run of tests/fuzz and of mutated objects: FUZZ (25) times as much, others each time
+fuzz: setup-tests
+	KPMD_FUZZ=$(FUZZ) $(PY) -m pytest --numprocesses 2 --timeout 3600 tests/fuzz
+	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 7200 -- env KPMD_FUZZ=$(FUZZ) \
+		KPMD_TEST_KERNEL=$(KERNEL) $(PY) -m pytest --timeout 7000 tests/kernel/test_mutated.py
 
 setup-tests: $(STAMP) setup-run setup-vm setup-bpf
 

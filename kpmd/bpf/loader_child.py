@@ -45,6 +45,11 @@ _LOG_SHARED = 96 * 1024 * 1024
 _WORDS_KEPT, _WORDS_LINES = 2048, 6
 _NAME_MOST, _SHOWN = 255, 64
 
+#: What the kernel says of maps and programs that it would never take from kpmd (524: ENOTSUPP).
+_AT_FAULT = frozenset(
+    {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EBADF, errno.EOPNOTSUPP, 524}
+)
+
 _MULTI = ("kprobe.multi", "kretprobe.multi")
 _SESSION = ("kprobe.session",)
 _SINGLE = ("kprobe", "kretprobe")
@@ -314,22 +319,22 @@ class _Job:
         if said:
             if any(p.instructions > MAX_INSNS for p, _ in self._logs if p.name == said[1]):
                 return TooLarge(f"program {said[1]} has more than {MAX_INSNS} instructions")
-            return KernelError(
-                f"the kernel refused program {said[1]} without a reason: {error.strerror}",
-                error.number,
-            )
+            what = f"the kernel refused program {said[1]} without a reason: {error.strerror}"
+            return _by_errno(what, error.number)
         if "load trivial BPF program" in words:
             what = f"kpmd may not load BPF programs on this machine: {error.strerror}"
             return KernelError(what, error.number)
         said = re.search(r"map '([^']*)': failed to create: ", words)
         if said and error.number == errno.E2BIG:
             return TooLarge(f"map {said[1]} is larger than the kernel allows")
-        if said and error.number in (errno.EINVAL, errno.EOPNOTSUPP):
-            return BadObject(f"the kernel does not take map {said[1]}: {words}")
         if said:
-            what = f"the kernel did not create map {said[1]}: {error.strerror}"
-            return KernelError(what, error.number)
+            return _by_errno(f"the kernel does not take map {said[1]}: {words}", error.number)
         return self._unreadable(error)
+
+
+def _by_errno(what: str, number: int) -> KpmdError:
+    """Whether it is the object's fault, which asks for what cannot be, or for what kpmd may not."""
+    return BadObject(what) if number in _AT_FAULT else KernelError(what, number)
 
 
 def _listed(names: Iterable[str]) -> str:

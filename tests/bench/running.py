@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.prepare import BUILD, LIBRARIES, PROJECT
+from tests.kernel.policies import EVERYTHING
 
 #: mov r0, 0; exit
 _RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")
@@ -80,6 +81,10 @@ class Kpmd:
         config, deny = folder / "kpmd.toml", folder / "deny"
         deny.write_text("")
         config.write_text(f"deny_file = {str(deny)!r}\n")
+        if "--policy" not in options:
+            policy = folder / "everything.toml"
+            policy.write_text(EVERYTHING)
+            options = ("--policy", str(policy), *options)
         self.process = subprocess.Popen(
             [
                 sys.executable,

@@ -250,7 +250,7 @@ def test_lease_ends_while_a_link_is_being_made_for_it(
         rest.ok("PUT", f"/leases/{lease}", {"ttl": 1})
     else:
         rest.ok("DELETE", f"/leases/{lease}")
-    refused: dict[str, Any] = daemon.wait_for("audit", pid=made.pid)
+    refused: dict[str, Any] = daemon.wait_for("audit", pid=made.pid, call="POST /links")
     assert refused["outcome"] == "gone"
     assert exact().links == set()
     made.kill()
