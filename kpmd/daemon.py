@@ -7,6 +7,7 @@ import faulthandler
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ from kpmd.runtime.state import State
 from kpmd.runtime.watchdog import keep_alive, watchdog_seconds
 
 log = Log("kpmd")
+
+#: How long one thread has the interpreter while others wait for it.
+_SWITCH_SECONDS = 0.001
 
 
 def raise_limits() -> None:
@@ -195,6 +199,8 @@ def run(config: Config) -> int:
     # A traceback on standard error where the watchdog ends us (SIGABRT), or a bug in C does.
     faulthandler.enable()
     raise_limits()
+    # The event loop shall not wait for its turn behind the pools' threads: 5 ms are the default.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     read_policy = partial(policy_file.load, config.policy, config.group)
     try:
         deny = load_deny_list(config.deny_file)

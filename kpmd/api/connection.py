@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
 from contextlib import ExitStack, suppress
@@ -20,7 +19,7 @@ from kpmd.core.model import Caller, Connection
 from kpmd.core.policy import Policy
 from kpmd.errors import KpmdError, Malformed, Quota, TooSlow
 from kpmd.log import Log
-from kpmd.runtime.peer import Peer, read_peer
+from kpmd.runtime.peer import Peer, read_peer, read_user
 from kpmd.runtime.state import State
 
 log = Log("kpmd.api")
@@ -37,6 +36,9 @@ STALL_SECONDS = 30.0
 #: Bytes of one line and of one field in a request's head; and how many fields.
 MAX_LINE = 8190
 MAX_FIELDS = 64
+
+#: Pieces in which a head may come: each of them costs about as much as a request.
+MAX_PIECES = 64
 
 #: Requests that are read ahead of the one being answered before no more are taken from the socket.
 #: One read from it can bring some more.
@@ -72,6 +74,7 @@ class HttpConnection(web.RequestHandler):
         "_caller",
         "_discarded",
         "_head_bytes",
+        "_head_pieces",
         "_held",
         "_late_handle",
         "_policy",
@@ -112,8 +115,8 @@ class HttpConnection(web.RequestHandler):
         self._policy: Policy | None = None
         self._held = ExitStack()
         self._wire: asyncio.Transport | None = None
-        #: Bytes that have come of a head which is not complete.
-        self._head_bytes = 0
+        #: Bytes that have come of a head which is not complete, and in how many pieces.
+        self._head_bytes = self._head_pieces = 0
         self._body: StreamReader | None = None
         self.half_closed = False
         #: Requests of which the answer has been sent.
@@ -149,15 +152,14 @@ class HttpConnection(web.RequestHandler):
             )
 
     def _identify(self, sock: socket.socket) -> None:
-        peer = self.peer = read_peer(sock)
-        try:
-            if self.caller is not None:
-                self._held.enter_context(self.api.guard.connection(self.caller))
-        except Quota:
-            if peer.pidfd is not None:
-                os.close(peer.pidfd)
-            raise
-        self.connection = self.state.clients.connect(peer)
+        # Whoever has too many is refused before any more is found out about them: that is dearer.
+        pid, uid, gid, groups = read_user(sock)
+        self.peer = Peer(pid, uid, gid, None, "", groups=groups)
+        if self.caller is not None:
+            self._held.enter_context(self.api.guard.connection(self.caller))
+        self.peer = read_peer(sock)
+        self._policy = None
+        self.connection = self.state.clients.connect(self.peer)
 
     @property
     def caller(self) -> Caller | None:
@@ -194,14 +196,17 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
         if self._request_count != before:
             self._body = self._messages[-1][1] if self._messages else None
-            self._head_bytes = 0
+            self._head_bytes = self._head_pieces = 0
             if self._late_handle is not None:
                 self._late_handle.cancel()
                 self._late_handle = None
         elif data and not in_body:
             self._head_bytes += len(data)
+            self._head_pieces += 1
             if self._head_bytes > MAX_HEAD:
                 self.refuse(Malformed(f"the head of the request is over {MAX_HEAD} bytes"))
+            elif self._head_pieces > MAX_PIECES:
+                self.refuse(Malformed(f"the head of the request came in over {MAX_PIECES} pieces"))
             elif self._late_handle is None:
                 self._late_handle = self._loop.call_later(HEAD_SECONDS, self._late)
 

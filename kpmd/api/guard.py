@@ -35,7 +35,7 @@ _BODIES = 2
 _ALONE = 8
 
 #: How long a user's next large body waits, in times of what reading the last one took.
-_REST = 20.0
+_REST = 128.0
 
 #: A user's requests that wait for their turn at the most. Connections are bounded before: these are
 #: those that were closed meanwhile.

@@ -136,7 +136,7 @@ async def explain(call: Call) -> Reply:
     if body.patterns:
         asked = None if admin else rule or _NOTHING
         found = await state.executor.run(
-            _look_at, state, asked, body.patterns, lane=Lane.ATTACH, uid=call.caller.uid
+            _look_at, state, asked, body.patterns, lane=Lane.PARSE, uid=call.caller.uid
         )
     reasons = ([] if admin else _reasons(rule, body)) + found.reasons
     return Reply(

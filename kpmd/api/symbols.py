@@ -9,7 +9,7 @@ from kpmd.api.paging import cursor, position
 from kpmd.api.route import Call, Reply, Route
 from kpmd.core.globs import Glob, GlobError
 from kpmd.core.symbols import Function
-from kpmd.errors import Invalid
+from kpmd.errors import Gone, Invalid
 from kpmd.runtime.executor import Lane
 
 
@@ -33,13 +33,15 @@ async def list_symbols(call: Call) -> Reply:
     after = position(query.after)
 
     def find() -> SymbolsPage:
+        if call.connection.closed:
+            raise Gone("nobody waits for this any more")
         index = call.state.symbols.current().index
         found, more = index.page(glob, after, query.limit)
         return SymbolsPage(
             items=[symbol_answer(index.function(each)) for each in found], next=cursor(more)
         )
 
-    return Reply(await call.state.executor.run(find, lane=Lane.ATTACH, uid=call.caller.uid))
+    return Reply(await call.state.executor.run(find, lane=Lane.PARSE, uid=call.caller.uid))
 
 
 ROUTES = [

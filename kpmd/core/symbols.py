@@ -34,7 +34,7 @@ _MOST_DELTA = 16
 _SUFFIX = re.compile(r"\.(?:llvm|constprop|isra)\..*")
 
 #: Characters of names that one search looks through before other threads get their turn.
-_STRIDE = 1 << 17
+_STRIDE = 1 << 15
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ Nothing that the work made is ever lost.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ class Lane(Enum):
     """Kinds of work, each with threads of its own: what is slow never holds up what is quick."""
 
     QUICK = "reads of what is there: microseconds to milliseconds"
-    PARSE = "reading large bodies: up to a tenth of a second"
+    PARSE = (
+        "what takes the interpreter for itself: large bodies, searches; up to a tenth of a second"
+    )
     LOAD = "program loads: up to the loader's limit, 10 s by default"
     ATTACH = "links, and finding their targets: up to seconds for tens of thousands of functions"
     CLOSE = "closing; in which order is kpmd.runtime.closing's matter"
@@ -40,6 +43,10 @@ _THREADS = {
 #: Pieces of one user's work that wait in one lane at the most. Requests in flight are bounded
 #: before: this one holds for administrators too.
 MOST_WAITING = 1024
+
+
+#: For how long users of a lane who take turns are taken to go on with that.
+_CROWDED_SECONDS = 2.0
 
 
 class _Threads(ThreadPoolExecutor):
@@ -74,15 +81,19 @@ class _Job:
 class _Queue:
     """The work of one lane: users take turns at its threads, and none has more than half of them.
 
-    Who has nothing running comes first. So whoever floods a lane, alone or with others, keeps
-    nobody waiting for longer than one piece of work takes. Work without a user is the daemon's own:
-    it takes its turn too, and may have all threads.
+    Where there were several users lately, each has one: what they do they do side by side, in the
+    kernel and in the interpreter, so that threads are shares. Who has nothing running comes first.
+    So whoever floods a lane, alone or with others, keeps nobody waiting for longer than one piece
+    of work takes. Work without a user is the daemon's own: it takes its turn too, and may have all
+    threads.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         self.pool = _Threads(threads, name)
         self._free = threads
         self._most = max(1, threads // 2)
+        self._last: int | None = None
+        self._crowded_at = -math.inf
         self._running: dict[int | None, int] = {}
         self._waiting: Turns[int | None, _Job] = Turns()
 
@@ -90,6 +101,10 @@ class _Queue:
         """Give work to the pool, now or when its turn comes. Raises Quota."""
         loop = asyncio.get_running_loop()
         job = _Job(uid, work, loop.create_future())
+        if uid is not None and uid != self._last:
+            if self._last is not None:
+                self._crowded_at = loop.time()
+            self._last = uid
         # Who waits while a thread is free has their share already.
         if self._free and self._may_begin(uid):
             self._begin(job)
@@ -104,7 +119,10 @@ class _Queue:
         return self._waiting.remove(job.uid, job) or (job.given is not None and job.given.cancel())
 
     def _may_begin(self, uid: int | None) -> bool:
-        return uid is None or self._running.get(uid, 0) < self._most
+        if uid is None:
+            return True
+        crowded = asyncio.get_running_loop().time() - self._crowded_at < _CROWDED_SECONDS
+        return self._running.get(uid, 0) < (1 if crowded else self._most)
 
     def _begin(self, job: _Job) -> None:
         loop = asyncio.get_running_loop()
@@ -120,9 +138,9 @@ class _Queue:
         running = self._running.pop(job.uid) - 1
         if running:
             self._running[job.uid] = running
-        if following is None:
-            following = self._waiting.pop(self._may_begin)
         if following is not None:
+            self._begin(following)
+        while self._free and (following := self._waiting.pop(self._may_begin)) is not None:
             self._begin(following)
         if given.cancelled():
             job.done.cancel()

@@ -171,7 +171,7 @@ async def plan(
             return program, found, error
         return program, found, None
 
-    return await state.executor.run(work, lane=Lane.ATTACH, uid=caller.uid)
+    return await state.executor.run(work, lane=Lane.PARSE, uid=caller.uid)
 
 
 def _check_number(state: State, caller: Caller, found: Resolved) -> int:

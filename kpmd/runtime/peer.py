@@ -73,6 +73,17 @@ def has_exited(pidfd: int) -> bool:
     return bool(poller.poll(0))
 
 
+def read_user(sock: socket.socket) -> tuple[int, int, int, frozenset[int]]:
+    """Pid, uid, gid and groups of the process that connected ``sock``: what is cheap to read.
+
+    Raises OSError.
+    """
+    pid, uid, gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return pid, uid, gid, _groups(sock) | {gid}
+
+
 def read_peer(sock: socket.socket) -> Peer:
     """Read the identity of the process that connected ``sock``. Quick; never waits.
 
@@ -81,10 +92,7 @@ def read_peer(sock: socket.socket) -> Peer:
     again. (Between connect and this call the number could in theory have come round already.)
     Raises OSError where that cannot be found out, for want of file descriptors or memory.
     """
-    pid, uid, gid = _UCRED.unpack(
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    )
-    groups = _groups(sock) | {gid}
+    pid, uid, gid, groups = read_user(sock)
     pidfd, why = _pidfd(sock, pid)
     return Peer(pid, uid, gid, pidfd, _command(pid), why, groups)
 

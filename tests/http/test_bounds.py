@@ -92,6 +92,22 @@ class TestTimes:
             assert json.loads(got.partition(b"\r\n\r\n")[2])["kind"] == "timeout"
         await until(lambda: served.connections == 0)
 
+    async def test_a_head_in_a_hundred_pieces_is_refused(self, served: Served) -> None:
+        """Each of them costs as much as a request, however soon they come."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, str(served.path))
+            await loop.sock_sendall(sock, b"GET /healthz HTTP/1.1\r\n")
+            with suppress(BrokenPipeError):
+                for _ in range(10_000):
+                    await loop.sock_sendall(sock, b"X")
+                    await asyncio.sleep(0)
+            got = await loop.sock_recv(sock, 10_000)
+        assert got.startswith(b"HTTP/1.1 400 ")
+        assert b"pieces" in got
+        await until(lambda: served.connections == 0)
+
     async def test_a_head_in_two_pieces_is_read(self, served: Served) -> None:
         reader, writer = await asyncio.open_unix_connection(str(served.path))
         writer.write(GET[:10])

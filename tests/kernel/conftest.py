@@ -35,6 +35,8 @@ OBJECTS = Path(__file__).parents[1] / "objects"
 
 #: What each kernel of the matrix must answer: a missing feature fails, it never skips.
 EXPECTED = {"6.12": True, "7.3": True, "6.1": False, "5.10": False}
+#: Where tests run that are of kpmd more than of the kernel.
+MAIN = "6.12"
 
 
 def _own_has(option: str) -> bool:
@@ -72,6 +74,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "no_multi" if expects_multi() else "multi",
         "no_kprobes" if expects_kprobes() else "kprobes",
     }
+    if kernel_name() != MAIN:
+        wrong.add("once")
     items[:] = [
         item for item in items if wrong.isdisjoint(mark.name for mark in item.iter_markers())
     ]

@@ -20,7 +20,7 @@ from tests.kernel.rest import Rest
 from tests.kernel.wire import Forked, Tell
 from tests.kernel.witness import Holdings, children, eventually
 
-pytestmark = pytest.mark.kprobes
+pytestmark = pytest.mark.once
 
 #: With KPMD_FUZZ=N (``make fuzz``) N times as many, always others.
 LONGER = int(os.environ.get("KPMD_FUZZ", "1"))

@@ -219,15 +219,38 @@ async def pieces(executor: Executor) -> AsyncIterator[Pieces]:
 async def test_one_user_has_no_more_than_half_of_the_threads(pieces: Pieces) -> None:
     pieces.give(1, *(f"a{number}" for number in range(20)))
     assert await pieces.begun(4) == ["a0", "a1", "a2", "a3"]
-    # Another's work begins at once, and so does the daemon's; then as much of the first's as ended.
+    # Another's work begins at once, and so does the daemon's.
     pieces.give(2, "b0")
     pieces.give(None, "own")
     assert await pieces.begun(2) == ["b0", "own"]
-    await pieces.finish("a2")
+
+
+async def test_beside_others_a_user_has_one_thread(pieces: Pieces) -> None:
+    pieces.give(1, *(f"a{number}" for number in range(9)))
+    pieces.give(2, *(f"b{number}" for number in range(3)))
+    assert await pieces.begun(5) == ["a0", "a1", "a2", "a3", "b0"]
+    # What had begun goes on; nothing more of the first one's does until there is but one left.
+    for ends in ("a0", "a1", "a2"):
+        await pieces.finish(ends)
+    await pieces.finish("b0")
+    assert await pieces.begun(1) == ["b1"]
+    await pieces.finish("a3")
     assert await pieces.begun(1) == ["a4"]
 
 
-async def test_users_who_flood_take_turns(pieces: Pieces) -> None:
+async def test_who_is_alone_again_has_half_of_them(
+    pieces: Pieces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces.give(2, "b0")
+    pieces.give(1, *(f"a{number}" for number in range(9)))
+    assert await pieces.begun(2) == ["a0", "b0"]
+    monkeypatch.setattr(module, "_CROWDED_SECONDS", 0)
+    await pieces.finish("a0")
+    assert await pieces.begun(4) == ["a1", "a2", "a3", "a4"]
+
+
+async def test_users_who_flood_take_turns(pieces: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CROWDED_SECONDS", 0)
     pieces.give(1, *(f"a{number}" for number in range(9)))
     pieces.give(2, *(f"b{number}" for number in range(9)))
     await pieces.begun(8)
@@ -314,6 +337,7 @@ async def test_only_so_much_of_one_user_waits(
     pieces: Pieces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_WAITING", 3)
+    monkeypatch.setattr(module, "_CROWDED_SECONDS", 0)
     pieces.give(1, *(f"a{number}" for number in range(7)))
     await pieces.begun(4)
     run = pieces.executor.run
