@@ -6,6 +6,7 @@ import asyncio
 import select
 import socket
 from contextlib import ExitStack, suppress
+from time import perf_counter
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -84,6 +85,7 @@ class HttpConnection(web.RequestHandler):
         "connection",
         "half_closed",
         "peer",
+        "reading_held",
         "state",
         "stream",
     )
@@ -119,6 +121,7 @@ class HttpConnection(web.RequestHandler):
         self._head_bytes = self._head_pieces = 0
         self._body: StreamReader | None = None
         self.half_closed = False
+        self.reading_held = False
         #: Requests of which the answer has been sent.
         self._answered = 0
         #: Set while what comes is thrown away: more has come, or no more will.
@@ -157,6 +160,8 @@ class HttpConnection(web.RequestHandler):
         self.peer = Peer(pid, uid, gid, None, "", groups=groups)
         if self.caller is not None:
             self._held.enter_context(self.api.guard.connection(self.caller))
+            if not self.caller.admin:
+                self._held.enter_context(self.api.guard.reading.connection(uid, self))
         self.peer = read_peer(sock)
         self._policy = None
         self.connection = self.state.clients.connect(self.peer)
@@ -185,8 +190,32 @@ class HttpConnection(web.RequestHandler):
         if connection is not None:
             self.state.clients.disconnect(connection)
 
+    def hold_reading(self) -> None:
+        """Its user has had their share: it is not read for a while."""
+        self.reading_held = True
+        self._pause_transport_reading()
+
+    def release_reading(self) -> None:
+        """It is read again, unless it waits for something of its own."""
+        self.reading_held = False
+        if not self._reading_paused and not self._buffer_paused:
+            self._resume_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        if not self.reading_held:
+            super()._resume_transport_reading()
+
     def data_received(self, data: bytes) -> None:
-        """Take what has come; the head of a request must come whole, and soon."""
+        """Take what has come, and count how long that takes."""
+        begun = perf_counter()
+        try:
+            self._read(data)
+        finally:
+            if self.peer is not None:
+                self.api.guard.reading.took(self.peer.uid, perf_counter() - begun)
+
+    def _read(self, data: bytes) -> None:
+        """The head of a request must come whole, and soon."""
         if self._discarded is not None:
             self._pause_transport_reading()
             self._discarded.set()

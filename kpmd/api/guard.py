@@ -8,7 +8,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kpmd.core.model import Caller
 from kpmd.core.quotas import exceeded
@@ -43,6 +43,12 @@ _MOST_WAITING = 1024
 
 #: Lines about one user's refused requests: so many at once, then so many in a second.
 _LINES, _LINES_PER_SECOND = 100, 10.0
+
+#: Seconds, and how many of them may go into reading what one user sends, where there are others.
+_READ_WINDOW, _READ_SHARE = 0.05, 0.01
+
+#: For how long users who send something are taken to go on with that.
+_CROWDED_SECONDS = 1.0
 
 #: In the place of the uid of those who cannot be told apart.
 UNKNOWN = -1
@@ -98,7 +104,7 @@ class Turnstile:
     @property
     def crowded(self) -> bool:
         """Whether several users have been here in the last second."""
-        return self._loop.time() - self._crowded_at < 1
+        return self._loop.time() - self._crowded_at < _CROWDED_SECONDS
 
     def _may_pass(self, uid: int) -> bool:
         passed = self._passed.get(uid, 0)
@@ -122,6 +128,72 @@ class Turnstile:
                 future.set_result(None)
                 self._pass(uid)
         self._queued = bool(self._waiting)
+
+
+class Reader(Protocol):
+    """A connection, of which the reading can be held."""
+
+    def hold_reading(self) -> None:
+        """Read no more, until ``release_reading``."""
+
+    def release_reading(self) -> None:
+        """Go on reading."""
+
+
+class ReadShares:
+    """How much of the loop's time goes into reading what each user sends.
+
+    Where several users send something, who has used up the share of a while is not read until the
+    next one: a hundred connections that dribble bytes cost as much as one.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[int, set[Reader]] = {}
+        self._spent: dict[int, float] = {}
+        self._held: set[Reader] = set()
+        self._turning = False
+        self._last = UNKNOWN
+        self._crowded_at = -math.inf
+
+    @contextmanager
+    def connection(self, uid: int, reader: Reader) -> Iterator[None]:
+        """Know a user's connection as long as the block lasts."""
+        self._open.setdefault(uid, set()).add(reader)
+        try:
+            yield
+        finally:
+            readers = self._open[uid]
+            readers.discard(reader)
+            self._held.discard(reader)
+            if not readers:
+                del self._open[uid]
+
+    def took(self, uid: int, seconds: float) -> None:
+        """What a user sent was read, which took so long."""
+        now = self._loop.time()
+        if uid != self._last:
+            if self._last != UNKNOWN:
+                self._crowded_at = now
+            self._last = uid
+        if now - self._crowded_at > _CROWDED_SECONDS:
+            return
+        if not self._turning:
+            self._turning = True
+            self._loop.call_later(_READ_WINDOW, self._turn)
+        before = self._spent.get(uid, 0.0)
+        self._spent[uid] = before + seconds
+        if before <= _READ_SHARE < before + seconds:
+            for reader in self._open.get(uid, ()):
+                reader.hold_reading()
+                self._held.add(reader)
+
+    def _turn(self) -> None:
+        self._turning = False
+        self._spent.clear()
+        held, self._held = self._held, set()
+        for reader in held:
+            reader.release_reading()
 
 
 @dataclass
@@ -186,6 +258,7 @@ class Guard:
         self._counters = counters
         self.turnstile = Turnstile()
         self.lines = LineBudget(clock)
+        self.reading = ReadShares()
         self._connections = 0
         self._bodies: dict[int, int] = {}
         self._shares: dict[int, _Share] = {}

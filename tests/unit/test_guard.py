@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpmd.api.guard import Guard, LineBudget, Turnstile, _Share
+from kpmd.api.guard import Guard, LineBudget, ReadShares, Turnstile, _Share
 from kpmd.core.model import Caller
 from kpmd.core.quotas import Limits
 from kpmd.errors import Quota
@@ -231,3 +232,54 @@ class TestGuard:
             assert order == ["other", "own", "rested"]
         finally:
             await executor.drain()
+
+
+class Held:
+    """A connection that only tells whether it is read."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.released = asyncio.Event()
+
+    def hold_reading(self) -> None:
+        self.held = True
+
+    def release_reading(self) -> None:
+        self.held = False
+        self.released.set()
+
+
+class TestReadShares:
+    async def test_beside_others_a_user_s_connections_are_held_until_the_next_window(self) -> None:
+        shares = ReadShares()
+        mine, theirs = [Held(), Held(), Held()], Held()
+        with ExitStack() as stack:
+            for each in mine:
+                stack.enter_context(shares.connection(1, each))
+            stack.enter_context(shares.connection(2, theirs))
+            shares.took(2, 0.001)
+            shares.took(1, 0.009)
+            assert not any(each.held for each in mine)
+            shares.took(1, 0.002)
+            assert all(each.held for each in mine)
+            assert not theirs.held
+            for each in mine:
+                await each.released.wait()
+            shares.took(1, 0.009)
+            assert not any(each.held for each in mine)
+
+    async def test_who_is_alone_is_never_held(self) -> None:
+        shares, mine = ReadShares(), Held()
+        with shares.connection(1, mine):
+            for _ in range(10):
+                shares.took(1, 1.0)
+            assert not mine.held
+
+    async def test_a_connection_that_closes_is_forgotten(self) -> None:
+        shares, first, second = ReadShares(), Held(), Held()
+        shares.took(2, 0.001)
+        with shares.connection(1, second):
+            with shares.connection(1, first):
+                shares.took(1, 1.0)
+            await second.released.wait()
+        assert not first.released.is_set()
