@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import struct
 import sys
@@ -38,7 +39,8 @@ READING = replace(RIGHTS, read_kernel=True)
 def kernel() -> Iterator[LinuxKernel]:
     # As the daemon does: kernels before 5.11 count BPF memory as locked memory.
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+    with contextlib.suppress(ValueError):  # without CAP_SYS_RESOURCE
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
     # A software-emulated machine takes 20 times as long.
     ready = LinuxKernel(LoaderLimits(seconds=120, cpu_seconds=120))
     ready.start()
