@@ -22,7 +22,7 @@ TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-own test-kernel \
+.PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-fuzz test-own test-kernel \
 	test-systemd test-vm $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi lock format bench clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
@@ -35,7 +35,7 @@ run: $(STAMP) setup-run
 	fi
 
 ## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd
-test: check unit check-bpf test-own test-vm
+test: check unit test-fuzz check-bpf test-own test-vm
 
 ## setup: the virtual environment alone
 setup: $(STAMP)
@@ -64,10 +64,14 @@ check: $(STAMP)
 	$(VENV)/bin/lint-imports
 	@$(PY) -m tests.tools.openapi | cmp - openapi.yaml || { echo "run: make openapi" >&2; exit 1; }
 
-## unit: unit and HTTP tests and fuzzing, without a VM
+## unit: unit and HTTP tests, without a VM
 unit: $(STAMP) setup-run
 	@deploy/apt-install cpio
 	$(PY) -m pytest --numprocesses 2
+
+## test-fuzz: a short run of tests/fuzz, the same each time
+test-fuzz: $(STAMP) setup-run
+	$(PY) -m pytest --numprocesses 2 tests/fuzz
 
 ## test-own: the kernel tests on this machine's own kernel
 test-own: $(STAMP) setup-run
