@@ -92,11 +92,11 @@ test-vm: setup-tests
 # The name of the kernel is what the % stands for.
 $(VM_TESTS): vm-kernel-%:
 	$(PY) -m tests.vm run --kernel $* --timeout 1200 -- \
-		env KPMD_TEST_KERNEL=$* $(PY) -m pytest --timeout 600 tests/kernel
+		env KPMD_TEST_KERNEL=$* $(PY) -m pytest --durations 8 --timeout 600 tests/kernel
 
 $(SYSTEMD_TESTS): vm-systemd-%:
 	$(PY) -m tests.vm run --systemd --kernel $* --timeout 1800 -- \
-		$(PY) -m pytest --timeout 300 tests/systemd
+		$(PY) -m pytest --durations 8 --timeout 300 tests/systemd
 
 ## fuzz: a longer run of tests/fuzz and of mutated objects: FUZZ (25) times as much, others each time
 fuzz: setup-tests

@@ -35,7 +35,7 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
         *events.ROUTES,
         *policy.ROUTES,
     ]
-    daemon.openapi = openapi.to_json(table)
+    daemon.describe = lambda: openapi.to_json(table)
     return table
 
 

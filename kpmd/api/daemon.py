@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from kpmd import API_VERSION, __version__, builtin
 from kpmd.api.answers import (
@@ -20,6 +21,7 @@ from kpmd.api.route import Call, Reply, Route
 from kpmd.core.quotas import KEPT, Limits
 from kpmd.core.times import rfc3339
 from kpmd.errors import Forbidden
+from kpmd.runtime.executor import Lane
 from kpmd.runtime.features import Feature
 from kpmd.runtime.policies import limits_of
 from kpmd.runtime.quotas import OPEN
@@ -36,7 +38,9 @@ class DaemonCalls:
         self._answers: dict[str, bytes] = {}
         self._versions = (-1, -1)
         self._version = VersionAnswer(version=__version__, api=API_VERSION)
-        self.openapi = b"{}"
+        #: Makes the contract; that takes a while, and is done when it is first asked for.
+        self.describe: Callable[[], bytes] = lambda: b"{}"
+        self._openapi: bytes | None = None
 
     async def capabilities(self, call: Call) -> Reply:
         """Cached bytes, as long as every feature test has given a yes or no."""
@@ -126,7 +130,9 @@ class DaemonCalls:
 
     async def openapi_json(self, call: Call) -> Reply:
         """The contract itself."""
-        return Reply(self.openapi)
+        if self._openapi is None:
+            self._openapi = await call.state.executor.run(self.describe, lane=Lane.PARSE)
+        return Reply(self._openapi)
 
     def routes(self) -> list[Route]:
         """The calls about the daemon."""

@@ -97,7 +97,8 @@ def test_they_are_listed_until_the_kernel_has_let_go(dying: list[str], rest: Res
     assert held <= {each["kernel_id"] for each in listed.values()}
     # Their program is there as long as one of them is.
     (program,) = rest.items("/programs")
-    assert program["links"] == len(rest.items("/links")) > 0
+    # One more may have gone between the two.
+    assert program["links"] >= len(rest.items("/links")) > 0
 
 
 def test_delete_overtakes_the_queue(dying: list[str], rest: Rest) -> None:

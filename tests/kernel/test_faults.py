@@ -16,7 +16,7 @@ from tests.kernel.test_service import COUNT
 from tests.kernel.wire import Forked, Tell, Wire, request
 from tests.kernel.witness import Holdings, children, eventually, wait_for_call
 
-pytestmark = pytest.mark.multi
+pytestmark = pytest.mark.once
 
 #: Attaching to everything takes the kernel seconds: so there is a middle to be killed in.
 EVERYTHING = {"patterns": ["*"]}

@@ -12,7 +12,7 @@ from tests.kernel.conftest import Daemon
 from tests.kernel.rest import Rest
 from tests.kernel.witness import Holdings
 
-pytestmark = pytest.mark.multi
+pytestmark = pytest.mark.once
 
 #: Threads that the daemon's pool for closing may start when it first needs them.
 _CLOSERS = 4

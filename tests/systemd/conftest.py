@@ -153,8 +153,7 @@ def installed() -> None:
     run("systemctl", "daemon-reload")
 
 
-@pytest.fixture
-def kpmd(installed: None) -> Iterator[Kpmd]:
+def under_systemd() -> Iterator[Kpmd]:
     """The socket listens, the service does not run. Stopped afterwards, with nothing left."""
     made = Kpmd()
     made.socket.start()
@@ -169,6 +168,12 @@ def kpmd(installed: None) -> Iterator[Kpmd]:
     assert kernel_programs() == []
     errors = [record for record in made.journal.records() if record["level"] == "error"]
     assert [record for record in errors if record["event"] not in made.expected] == []
+
+
+@pytest.fixture
+def kpmd(installed: None) -> Iterator[Kpmd]:
+    """A service of the test's own: the socket listens, the service does not run."""
+    yield from under_systemd()
 
 
 @pytest.fixture

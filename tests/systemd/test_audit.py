@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pwd
 import secrets
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from kpmd.runtime.audit import Audit, Record, destinations
-from tests.kernel.rest import Rest
-from tests.kernel.test_service import COUNT
-from tests.systemd.conftest import PROJECT, SOCKET, Client, Kpmd
+from tests.systemd.conftest import Kpmd
 from tests.systemd.control import run, until
 
 
@@ -67,56 +60,9 @@ def test_journald_takes_every_value_as_it_is() -> None:
     found(f"KPMD_REQUEST={marker}", "KPMD_WHAT_SYMBOLS=vfs_write")
 
 
-def test_what_is_done_and_what_is_refused(
-    kpmd: Kpmd, rest: Rest, client: Callable[[str], Client]
-) -> None:
-    program = rest.ok("POST", "/programs", COUNT)["programs"][0]
-    pid = f"_PID={kpmd.service.main_pid}"
-    done = found(pid, "KPMD_UID=0", "KPMD_CALL=POST /programs", "KPMD_OUTCOME=ok")
-    assert done["KPMD_STATUS"] == "201"
-    assert done["_SYSTEMD_UNIT"] == kpmd.service.name
-    status, _ = client("inside")("DELETE", f"/programs/{program['id']}")
-    assert status == 404
-    uid = pwd.getpwnam("inside").pw_uid
-    refused = found(pid, f"KPMD_UID={uid}", "KPMD_OUTCOME=not-found")
-    assert refused["KPMD_CALL"] == f"DELETE /programs/{program['id']}"
-    assert refused["PRIORITY"] == "5"
-
-
-#: Takes a name of its own, and asks for what is not there.
-_NAMED = """
-import os, sys
-from pathlib import Path
-from tests.kernel.rest import Rest
-Path("/proc/self/comm").write_text("a\\nKPMD_UID=7")
-print(os.getpid(), Rest(sys.argv[1])("DELETE", "/programs/prg-none")[0])
-"""
-
-
-def test_a_process_forges_nothing_by_its_name(kpmd: Kpmd) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", _NAMED, SOCKET], cwd=PROJECT, capture_output=True, text=True,
-        check=True,
-    ).stdout  # fmt: skip
-    pid, status = shown.split()
-    assert status == "404"
-    entry = found(f"_PID={kpmd.service.main_pid}", f"KPMD_PID={pid}")
-    assert entry["KPMD_COMMAND"] == "a\nKPMD_UID=7"
-    assert entry["KPMD_UID"] == "0"
-
-
 def test_start_and_stop_are_on_record(kpmd: Kpmd) -> None:
     kpmd.service.start()
     pid = f"_PID={kpmd.service.main_pid}"
     found(pid, "KPMD_AUDIT=start", "KPMD_OUTCOME=ok")
     kpmd.service.stop()
     found(pid, "KPMD_AUDIT=stop", "KPMD_OUTCOME=ok")
-
-
-def test_what_comes_while_journald_is_started_anew_is_not_lost(kpmd: Kpmd, rest: Rest) -> None:
-    rest.ok("GET", "/healthz")
-    run("systemctl", "restart", "systemd-journald.service")
-    missing = f"/programs/prg-{secrets.token_hex(12)}"
-    assert rest("DELETE", missing)[0] == 404
-    found(f"KPMD_CALL=DELETE {missing}")
-    assert Path("/run/systemd/journal/socket").is_socket()

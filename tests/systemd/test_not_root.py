@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from kpmd.bpf.tracefs import PATHS
-from tests.kernel.conftest import bpftool_links, kallsyms
+from tests.kernel.conftest import bpftool_links
 from tests.kernel.rest import Rest
-from tests.kernel.test_service import COUNT
-from tests.systemd.conftest import UNITS, Client, Kpmd
+from tests.systemd.conftest import UNITS, Kpmd
 from tests.systemd.control import NOT_JSON, run, until
 from tests.systemd.test_restart import PERSISTENT, again, counted, make, nothing_is_stored
 
@@ -49,39 +45,6 @@ def processes(kpmd: Kpmd) -> list[str]:
     return (group / "cgroup.procs").read_text(encoding="ascii").split()
 
 
-def test_it_is_a_user_of_its_own(kpmd: Kpmd, rest: Rest, client: Callable[[str], Client]) -> None:
-    make(rest, PERSISTENT)  # by a process of the loader
-    entry = pwd.getpwnam(USER)
-    main = kpmd.service.main_pid
-    found = processes(kpmd)
-    assert str(main) in found
-    assert len(found) > 1
-    for pid in found:
-        status = status_of(pid)
-        assert set(map(int, status["Uid"].split())) == {entry.pw_uid}
-        assert set(map(int, status["Gid"].split())) == {entry.pw_gid}
-        assert set(map(int, status["Groups"].split())) <= {entry.pw_gid}
-        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-        if pid == str(main):
-            assert set(capabilities(status).values()) == {mask(CAPABILITIES)}
-        else:
-            assert capabilities(status)["Prm"] & ~mask(("CAP_BPF", "CAP_PERFMON")) == 0
-    # It is in no group whose members are clients: whoever takes it over may not connect.
-    assert set(os.getgrouplist(USER, entry.pw_gid)) == {entry.pw_gid}
-    with pytest.raises(PermissionError):
-        client(USER)("GET", "/healthz")
-    # It sees what other users' processes are called, and has a place for a file of records.
-    admin = client("admin")
-    admin.ok("GET", "/healthz")
-    (command,) = [
-        each["command"] for each in rest.items("/clients") if each["pid"] == admin.process.pid
-    ]
-    comm = Path(f"/proc/{admin.process.pid}/comm").read_text(encoding="utf-8")
-    assert command == comm.rstrip("\n")
-    folder = Path("/var/log/kpmd")
-    assert (folder.owner(), folder.group(), folder.stat().st_mode & 0o7777) == (USER, USER, 0o750)
-
-
 def handed_over(kpmd: Kpmd) -> list[str]:
     """The kernel's lists of functions that the daemon has open."""
     folder = Path(f"/proc/{kpmd.service.main_pid}/fd")
@@ -99,36 +62,6 @@ def module(name: str) -> Iterator[None]:
         yield
     finally:
         run("modprobe", "-r", name)
-
-
-def test_functions_have_their_addresses(
-    kpmd: Kpmd, rest: Rest, client: Callable[[str], Client]
-) -> None:
-    inside = client("inside")
-    found = {each["symbol"]: each["address"] for each in inside.items("/symbols?pattern=vfs_*")}
-    assert len(found) > 20
-    known = kallsyms()
-    assert {name: int(address, 16) for name, address in found.items()} == {
-        name: known[name] for name in found
-    }
-    assert kpmd.journal.wait_for("symbol index built")["addresses"] is True
-    # debugfs's list of what must not be probed was read, too, and with what it says.
-    forbidden = Path("/sys/kernel/debug/kprobes/blacklist").read_text(encoding="ascii").split()[1]
-    status, problem = rest(
-        "POST",
-        "/links",
-        {
-            "program": rest.ok("POST", "/programs", COUNT)["programs"][0]["id"],
-            "kind": "kprobe",
-            "symbols": [forbidden],
-        },
-    )
-    assert (status, problem["kind"]) == (422, "symbol-not-found")
-    with module("dummy"):
-        loaded = rest.items("/symbols?pattern=*[dummy]")
-        assert loaded
-        assert all(int(each["address"], 16) for each in loaded)
-    assert rest.items("/symbols?pattern=*[dummy]") == []
 
 
 def test_without_tracefs_it_says_so_and_serves(kpmd: Kpmd, rest: Rest) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import errno
 import os
 import subprocess
@@ -11,10 +10,10 @@ from datetime import datetime
 
 import pytest
 
-from tests.kernel.conftest import OBJECTS, bpftool_links, kallsyms
+from tests.kernel.conftest import bpftool_links
 from tests.kernel.rest import Rest
 from tests.kernel.test_links import GETPID
-from tests.kernel.test_service import COUNT, counts
+from tests.kernel.test_service import COUNT
 from tests.systemd.conftest import (
     INSTALLED,
     NAMES,
@@ -24,7 +23,7 @@ from tests.systemd.conftest import (
     Kpmd,
     kernel_programs,
 )
-from tests.systemd.control import NOT_JSON, run
+from tests.systemd.control import NOT_JSON
 
 
 def count_getpid(rest: Rest) -> dict[str, list[str]]:
@@ -88,34 +87,6 @@ def test_the_group_may_connect_and_nobody_else(kpmd: Kpmd, client: Callable[[str
     inside.ok("GET", "/healthz")
     with pytest.raises(PermissionError):
         outside("GET", "/healthz")
-
-
-def test_a_member_of_the_group_counts(kpmd: Kpmd, client: Callable[[str], Client]) -> None:
-    inside = client("inside")
-    program = count_getpid(inside)
-    (link,) = inside.items("/links")
-    assert link["mechanism"] == "kprobe_multi"
-    assert link["owner"]["user"] == "inside"
-    assert link["kernel_id"] in {each["id"] for each in bpftool_links()}
-    inside.call_getpid(50)
-    assert counts(inside, program)[kallsyms()[GETPID]] >= 50
-    # The client's end is the end of what it made.
-    inside.close()
-    kpmd.journal.wait_for("ended", what="link", id=link["id"])
-    assert bpftool_links() == []
-
-
-def test_an_object_is_loaded_under_the_units_restrictions(rest: Rest) -> None:
-    """By a process that becomes nobody and is ended: what SETUID, SETGID, SETPCAP, KILL are for."""
-    elf = base64.b64encode((OBJECTS / "core.bpf.o").read_bytes()).decode()
-    loaded = rest.ok("POST", "/programs", {"source": {"kind": "object", "elf": elf}})
-    assert loaded["programs"]
-
-
-def test_kpmctl_finds_the_socket(kpmd: Kpmd) -> None:
-    shown = run("setpriv", "--reuid=inside", "--regid=inside", "--init-groups",
-                "/usr/bin/kpmctl", "--json", "capabilities")  # fmt: skip
-    assert os.uname().release in shown
 
 
 def test_a_killed_daemon_is_started_again(kpmd: Kpmd) -> None:
