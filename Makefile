@@ -9,7 +9,7 @@ RUN_APT := python3-venv libbpf1 libseccomp2
 BPF_APT := clang llvm libbpf-dev bpftool
 SECONDS ?= 10
 KERNEL  ?= 6.12
-FUZZ    ?= 25
+FUZZ    ?= 50
 COUNT   ?= vfs_read vfs_write vfs_open
 # Kernels of the matrix; `own` is this machine's, without a VM.
 KERNELS ?= 6.12 7.3 6.1 5.10
@@ -98,7 +98,7 @@ $(SYSTEMD_TESTS): vm-systemd-%:
 	$(PY) -m tests.vm run --systemd --kernel $* --timeout 1800 -- \
 		$(PY) -m pytest --durations 8 --timeout 300 tests/systemd
 
-## fuzz: a longer run of tests/fuzz and of mutated objects: FUZZ (25) times as much, others each time
+## fuzz: a longer run of tests/fuzz and of mutated objects: FUZZ (50) times as much, others each time
 fuzz: setup-tests
 	KPMD_FUZZ=$(FUZZ) $(PY) -m pytest --numprocesses 2 --timeout 3600 tests/fuzz
 	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 7200 -- env KPMD_FUZZ=$(FUZZ) \

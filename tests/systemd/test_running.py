@@ -110,7 +110,9 @@ def test_functions_have_their_addresses(
     assert {name: int(address, 16) for name, address in found.items()} == {
         name: known[name] for name in found
     }
-    assert kpmd.journal.wait_for("symbol index built")["addresses"] is True
+    built = [each for each in kpmd.journal.records() if each["event"] == "symbol index built"]
+    assert all(each["addresses"] for each in built)
+    assert built
     # debugfs's list of what must not be probed was read, too, and with what it says.
     forbidden = Path("/sys/kernel/debug/kprobes/blacklist").read_text(encoding="ascii").split()[1]
     status, problem = rest(
@@ -135,7 +137,8 @@ def test_what_is_done_and_what_is_refused(
 ) -> None:
     program = rest.ok("POST", "/programs", COUNT)["programs"][0]
     pid = f"_PID={kpmd.service.main_pid}"
-    done = found(pid, "KPMD_UID=0", "KPMD_CALL=POST /programs", "KPMD_OUTCOME=ok")
+    made = f"KPMD_WHAT_PROGRAMS={program['id']}"
+    done = found(pid, "KPMD_UID=0", "KPMD_CALL=POST /programs", "KPMD_OUTCOME=ok", made)
     assert done["KPMD_STATUS"] == "201"
     assert done["_SYSTEMD_UNIT"] == kpmd.service.name
     status, _ = client("inside")("DELETE", f"/programs/{program['id']}")
