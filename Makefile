@@ -22,7 +22,7 @@ TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-fuzz test-own test-kernel \
+.PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-process test-fuzz test-own test-kernel \
 	test-systemd test-vm $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi lock format bench clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
@@ -35,7 +35,7 @@ run: $(STAMP) setup-run
 	fi
 
 ## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd
-test: check unit test-fuzz check-bpf test-own test-vm
+test: check unit test-process test-fuzz check-bpf test-own test-vm
 
 ## setup: the virtual environment alone
 setup: $(STAMP)
@@ -68,6 +68,10 @@ check: $(STAMP)
 unit: $(STAMP) setup-run
 	@deploy/apt-install cpio
 	$(PY) -m pytest --numprocesses 2
+
+## test-process: the processes that load programs, on this machine's own kernel
+test-process: $(STAMP) setup-run
+	$(PY) -m pytest --numprocesses 2 tests/process
 
 ## test-fuzz: a short run of tests/fuzz, the same each time
 test-fuzz: $(STAMP) setup-run
