@@ -170,14 +170,23 @@ async def _reload(state: State, notifier: Notifier, asked: asyncio.Event) -> Non
         await asked.wait()
         asked.clear()
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        notifier.send("RELOADING=1", f"MONOTONIC_USEC={now}")
+        _tell(notifier, "RELOADING=1", f"MONOTONIC_USEC={now}")
         state.audit.reopen()
         await state.policies.renew(state.executor)
         fault = state.policies.fault
         outcome = "ok" if fault is None else "invalid"
         what = {"source": state.policies.current.source}
         state.audit.record(Record(audit="policy", outcome=outcome, detail=fault, what=what))
-        notifier.send("READY=1", f"STATUS={fault or 'policy in force'}")
+        # Each line of a message is one of its own: none of what a file says may be.
+        _tell(notifier, "READY=1", f"STATUS={' '.join((fault or 'policy in force').split())}")
+
+
+def _tell(notifier: Notifier, *lines: str) -> None:
+    """Tell the service manager what it can do without; never wait for it."""
+    try:
+        notifier.send(*lines, wait=False)
+    except OSError as error:
+        log.warning("the service manager was not told", lines=lines, error=str(error))
 
 
 async def _warm_up(state: State) -> None:

@@ -57,11 +57,13 @@ class DaemonCalls:
             return Reply(cached)
         found = await features.all(refresh=query.refresh)
         answer = self._describe(call, found).model_dump_json().encode()
-        versions = (features.version, policies.version)
-        if self._versions != versions:
-            self._answers.clear()
-            self._versions = versions
-        self._answers[caller.rule_name] = answer
+        # A policy that came into force meanwhile is not what this answer tells of.
+        if policies.version == versions[1]:
+            versions = (features.version, policies.version)
+            if self._versions != versions:
+                self._answers.clear()
+                self._versions = versions
+            self._answers[caller.rule_name] = answer
         return Reply(answer)
 
     def _describe(self, call: Call, found: list[Feature]) -> CapabilitiesAnswer:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from kpmd.bpf.rights import Rights
 from kpmd.core.model import Caller
-from kpmd.core.policy import Policy, Rule
+from kpmd.core.policy import Policy, Rule, check_right
 from kpmd.core.quotas import Limits
 from kpmd.log import Log
 from kpmd.runtime.executor import Executor
@@ -67,9 +67,11 @@ class Policies:
             return
         try:
             policy = await executor.run(self._read)
-        except ValueError as error:
+        except Exception as error:
             self.fault = f"the policy before stays in force: {error}"
-            log.error("bad policy", source=self.current.source, reason=self.fault)
+            # Not a ValueError: the user database cannot be asked, say, or a bug.
+            bug = None if isinstance(error, ValueError) else error
+            log.error("bad policy", bug, source=self.current.source, reason=self.fault)
         else:
             self._use(policy)
 
@@ -100,11 +102,12 @@ def rights_of(caller: Caller, *, builtin: bool, map_bytes: int) -> Rights | None
     """What the instructions of a caller's program may do; None: everything.
 
     ``map_bytes``: what is left to the caller. Builtins are kpmd's own, and may do all they do.
+    Raises Forbidden where the caller may load nothing at all.
     """
     if caller.admin:
         return None
-    rule = caller.rule
-    if builtin or rule is None:
+    rule = check_right(caller.rule, "load")
+    if builtin:
         return Rights(None, True, True, None, None, map_bytes, caller.limits.load_seconds)
     return Rights(
         helpers=rule.helpers.allow,

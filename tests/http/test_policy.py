@@ -27,7 +27,7 @@ from tests.fakes.kernel import FakeKernel
 from tests.fakes.policies import EVERYTHING, OPEN
 from tests.http.actor import NOBODY, Actor
 from tests.http.conftest import Serve
-from tests.http.samples import ELF, PERSISTENT, elf, instructions, link
+from tests.http.samples import ELF, PERSISTENT, Gate, elf, instructions, link
 from tests.http.serving import Client, Served
 
 BUILTIN = {"source": {"kind": "builtin", "builtin": "count"}, "attach": "kprobe_multi"}
@@ -387,6 +387,33 @@ class TestReload:
         assert (await user.request("DELETE", f"/programs/{program}")).status == 204
         assert (await user.get("/programs"))["items"] == (await user.get("/links"))["items"] == []
 
+    async def test_an_answer_that_a_new_policy_overtakes_is_not_kept(
+        self, serve: Serve, kernel: FakeKernel, actor: Start
+    ) -> None:
+        gate = Gate()
+        kernel.hooks["test_feature"] = gate
+        served = await serve(kernel, policy=Policy((rule("same", everyone=True),)))
+        user = await actor(NOBODY, served.path)
+        user.begin_request("GET", "/capabilities")
+        await asyncio.to_thread(gate.entered.wait, 10)
+        stricter = rule("same", everyone=True, rights=frozenset({"attach"}))
+        await self.reload(served, Policy((stricter,)))
+        gate.open()
+        await user.result()
+        assert (await user.get("/capabilities"))["policy"]["calls"] == ["attach"]
+
+    async def test_whatever_is_wrong_with_a_new_one_the_old_one_stays(
+        self, served: Served, client: Client
+    ) -> None:
+        def read() -> Policy:
+            raise OSError("the user database does not answer")
+
+        served.state.policies._read = read
+        await served.state.policies.renew(served.state.executor)
+        assert "does not answer" in (await client.get("/healthz"))["warnings"][0]
+        await self.reload(served, OPEN)
+        assert (await client.get("/healthz"))["warnings"] == []
+
     async def test_capabilities_follow(self, served: Served, actor: Start) -> None:
         user = await actor(NOBODY)
         assert (await user.get("/capabilities"))["policy"]["rule"] == EVERYTHING.name
@@ -448,7 +475,7 @@ async def test_a_refusal_costs_the_kernel_nothing(member: Start, kernel: FakeKer
     user = await member(rule(functions=Functions((Glob.parse("tcp_*"),))))
     program = (await user.post("/programs", BUILTIN))["programs"][0]["id"]
     before = kernel.calls.copy()
-    await asyncio.gather(refused(user, "POST", "/programs", elf()))
+    await refused(user, "POST", "/programs", elf())
     await refused(user, "POST", "/links", link(program))
     made = [call for call in kernel.calls[len(before) :] if "load" in call or "create" in call]
     assert made == []

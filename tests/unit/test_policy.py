@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kpmd.core.deny import DenyList
 from kpmd.core.globs import Glob
+from kpmd.core.model import Caller
 from kpmd.core.policy import (
     NO_RULE,
     RIGHTS,
@@ -26,6 +27,7 @@ from kpmd.core.specs import TargetSpec
 from kpmd.core.symbols import SymbolIndex
 from kpmd.core.targets import Resolved, resolve
 from kpmd.errors import Forbidden
+from kpmd.runtime.policies import rights_of
 from tests.fakes.kernel import AMBIGUOUS, FUNCTIONS, symbol_files
 
 DENY = DenyList.parse("vfs_write it hurts\n")
@@ -212,3 +214,11 @@ def test_patterns_and_names_agree(allow: list[str], deny: list[str], risky: bool
         by_globs = which.refusal(name, INDEX.module(position)) is None
         on_list = position in denials and not risky
         assert (position not in outside) == (by_globs and not on_list)
+
+
+def test_without_a_rule_no_instructions_have_rights() -> None:
+    """Whoever got so far without one must not be taken for somebody who may do everything."""
+    caller = Caller(uid=1000, gid=1000, pid=1, admin=False)
+    for builtin in (True, False):
+        with pytest.raises(Forbidden):
+            rights_of(caller, builtin=builtin, map_bytes=1)
