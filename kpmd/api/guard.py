@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from kpmd.errors import Quota
 from kpmd.log import Log
 from kpmd.runtime.executor import Executor, Lane
 from kpmd.runtime.quotas import Counters
-from kpmd.runtime.turns import Turns
+from kpmd.runtime.turns import Crowd, Turns
 
 log = Log("kpmd.api")
 
@@ -71,15 +70,11 @@ class Turnstile:
         self._passed: dict[int, int] = {}
         self._turning = False
         self._queued = False
-        self._last: int | None = None
-        self._crowded_at = -math.inf
+        self._crowd = Crowd()
 
     def admit(self, uid: int) -> bool:
         """Whether it is this user's turn already; if not, wait for it with ``enter``."""
-        if uid != self._last:
-            if self._last is not None:
-                self._crowded_at = self._loop.time()
-            self._last = uid
+        self._crowd.came(uid)
         if not self._may_pass(uid):
             return False
         self._pass(uid)
@@ -104,7 +99,7 @@ class Turnstile:
     @property
     def crowded(self) -> bool:
         """Whether several users have been here in the last second."""
-        return self._loop.time() - self._crowded_at < _CROWDED_SECONDS
+        return self._crowd.within(_CROWDED_SECONDS)
 
     def _may_pass(self, uid: int) -> bool:
         passed = self._passed.get(uid, 0)
@@ -153,8 +148,7 @@ class ReadShares:
         self._spent: dict[int, float] = {}
         self._held: set[Reader] = set()
         self._turning = False
-        self._last = UNKNOWN
-        self._crowded_at = -math.inf
+        self._crowd = Crowd()
 
     @contextmanager
     def connection(self, uid: int, reader: Reader) -> Iterator[None]:
@@ -171,12 +165,8 @@ class ReadShares:
 
     def took(self, uid: int, seconds: float) -> None:
         """What a user sent was read, which took so long."""
-        now = self._loop.time()
-        if uid != self._last:
-            if self._last != UNKNOWN:
-                self._crowded_at = now
-            self._last = uid
-        if now - self._crowded_at > _CROWDED_SECONDS:
+        self._crowd.came(uid)
+        if not self._crowd.within(_CROWDED_SECONDS):
             return
         if not self._turning:
             self._turning = True

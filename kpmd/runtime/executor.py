@@ -6,7 +6,6 @@ Nothing that the work made is ever lost.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from kpmd.core.quotas import exceeded
-from kpmd.runtime.turns import Turns
+from kpmd.runtime.turns import Crowd, Turns
 
 T = TypeVar("T")
 
@@ -92,8 +91,7 @@ class _Queue:
         self.pool = _Threads(threads, name)
         self._free = threads
         self._most = max(1, threads // 2)
-        self._last: int | None = None
-        self._crowded_at = -math.inf
+        self._crowd = Crowd()
         self._running: dict[int | None, int] = {}
         self._waiting: Turns[int | None, _Job] = Turns()
 
@@ -101,10 +99,8 @@ class _Queue:
         """Give work to the pool, now or when its turn comes. Raises Quota."""
         loop = asyncio.get_running_loop()
         job = _Job(uid, work, loop.create_future())
-        if uid is not None and uid != self._last:
-            if self._last is not None:
-                self._crowded_at = loop.time()
-            self._last = uid
+        if uid is not None:
+            self._crowd.came(uid)
         # Who waits while a thread is free has their share already.
         if self._free and self._may_begin(uid):
             self._begin(job)
@@ -121,8 +117,8 @@ class _Queue:
     def _may_begin(self, uid: int | None) -> bool:
         if uid is None:
             return True
-        crowded = asyncio.get_running_loop().time() - self._crowded_at < _CROWDED_SECONDS
-        return self._running.get(uid, 0) < (1 if crowded else self._most)
+        most = 1 if self._crowd.within(_CROWDED_SECONDS) else self._most
+        return self._running.get(uid, 0) < most
 
     def _begin(self, job: _Job) -> None:
         loop = asyncio.get_running_loop()

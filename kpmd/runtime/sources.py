@@ -48,7 +48,7 @@ def check_digest(
 
 def _check_object(rule: Rule, source: ObjectSource) -> None:
     """Raise Forbidden unless it is one of those that the rule names, or signed by a key of its."""
-    if source.signature is None or not _signed(source, rule.programs.keys):
+    if not _signed(source, rule.programs.keys):
         check_digest(rule, "object", source.sha256)
 
 

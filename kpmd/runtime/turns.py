@@ -1,7 +1,9 @@
-"""A queue in which users take turns."""
+"""A queue in which users take turns, and whether there are several of them."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -48,3 +50,23 @@ class Turns(Generic[U, T]):
         if not items:
             del self._users[user]
         return True
+
+
+class Crowd:
+    """Whether several users came lately. For the event loop only."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._last: int | None = None
+        self._changed_at = -math.inf
+
+    def came(self, uid: int) -> None:
+        """A user came."""
+        if uid != self._last:
+            if self._last is not None:
+                self._changed_at = self._loop.time()
+            self._last = uid
+
+    def within(self, seconds: float) -> bool:
+        """Whether one user followed another in the last so many seconds."""
+        return self._loop.time() - self._changed_at < seconds
