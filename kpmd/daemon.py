@@ -17,7 +17,6 @@ import uvloop
 
 from kpmd import __version__, policy_file
 from kpmd.api.app import make_api, wind_down
-from kpmd.bpf import kallsyms
 from kpmd.bpf.kernel import LinuxKernel
 from kpmd.bpf.loader import LoaderLimits
 from kpmd.config import Config, ConfigError, load_deny_list
@@ -224,12 +223,12 @@ def run(config: Config) -> int:
     except ListenError as error:
         log.error("cannot listen", reason=str(error))
         return 1
-    kallsyms.use(handover.take(files, manager.notifier))
     limits = LoaderLimits(
         seconds=config.limits.load_seconds, memory_bytes=config.limits.load_memory_bytes
     )
+    kernel = LinuxKernel(limits, handover.take(files, manager.notifier))
     try:
-        uvloop.run(serve(config, listener, LinuxKernel(limits), deny, manager, policies))
+        uvloop.run(serve(config, listener, kernel, deny, manager, policies))
     finally:
         listener.close()
     return 0

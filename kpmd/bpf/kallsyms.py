@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from kpmd.bpf import tracefs
 
-#: Where the lists of functions come from (``use``): the process's own, as its FDs are.
-_files = tracefs.Files()
-
 
 @dataclass(frozen=True)
 class SymbolFiles:
@@ -27,12 +24,6 @@ class SymbolFiles:
     blacklist: bytes = b""
 
 
-def use(files: tracefs.Files) -> None:
-    """Read the lists of functions from ``files``: before the first thread reads."""
-    global _files
-    _files = files
-
-
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
@@ -41,13 +32,13 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def read_symbol_files() -> SymbolFiles:
+def read_symbol_files(files: tracefs.Files) -> SymbolFiles:
     """Read kallsyms and tracefs's list of traceable functions. Takes 0.1 to 1 second."""
     kallsyms = _read("/proc/kallsyms")
-    blacklist = _files.read(tracefs.BLACKLIST) or b""
-    if functions := _files.read(tracefs.FUNCTIONS_WITH_ADDRESSES):
+    blacklist = files.read(tracefs.BLACKLIST) or b""
+    if functions := files.read(tracefs.FUNCTIONS_WITH_ADDRESSES):
         return SymbolFiles(kallsyms, functions, True, blacklist)
-    return SymbolFiles(kallsyms, _files.read(tracefs.FUNCTIONS) or None, False, blacklist)
+    return SymbolFiles(kallsyms, files.read(tracefs.FUNCTIONS) or None, False, blacklist)
 
 
 def release_memory() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kpmd.bpf import features, kallsyms, maps, objects, perf
+from kpmd.bpf import features, kallsyms, maps, objects, perf, tracefs
 from kpmd.bpf.abi import LINK_TYPE_PERF_EVENT, AttachType
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.loader import InstructionsRequest, Loader, LoaderLimits, ObjectRequest
@@ -84,12 +84,16 @@ class Loaded:
 class LinuxKernel:
     """The machine's own kernel, and the loader's processes."""
 
-    def __init__(self, limits: LoaderLimits | None = None) -> None:
+    def __init__(
+        self, limits: LoaderLimits | None = None, files: tracefs.Files | None = None
+    ) -> None:
+        """``files``: root's lists of functions, where they were opened for this process."""
         uname = os.uname()
         self.release = uname.release
         self.machine = uname.machine
         self.features = tuple((each.name, each.min_kernel) for each in features.FEATURES)
         self._loader = Loader(limits or LoaderLimits())
+        self._files = files or tracefs.Files()
         self._cpus = maps.possible_cpus()
 
     def start(self) -> None:
@@ -269,7 +273,7 @@ class LinuxKernel:
 
     def symbol_files(self) -> kallsyms.SymbolFiles:
         """The raw lists of functions."""
-        return kallsyms.read_symbol_files()
+        return kallsyms.read_symbol_files(self._files)
 
     def modules_signature(self) -> tuple[bytes, ...]:
         """Changes with every module load and unload."""

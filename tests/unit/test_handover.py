@@ -164,11 +164,8 @@ def test_the_index_is_built_of_what_was_handed_over(folder: Path) -> None:
     path = folder / "list"
     path.write_bytes(LIST)
     with path.open("rb") as file:
-        kallsyms.use(tracefs.Files({tracefs.FUNCTIONS_WITH_ADDRESSES: file.fileno()}))
-        try:
-            read = kallsyms.read_symbol_files()
-        finally:
-            kallsyms.use(tracefs.Files())
+        files = tracefs.Files({tracefs.FUNCTIONS_WITH_ADDRESSES: file.fileno()})
+        read = kallsyms.read_symbol_files(files)
     assert (read.functions, read.functions_have_addresses) == (LIST, True)
 
 
