@@ -12,7 +12,6 @@ from kpmd.api.fields import (
     Answer,
     Cursor,
     Decimal,
-    Hex,
     Time,
 )
 from kpmd.api.policy_answers import LimitsAnswer, OwnerAnswer, PolicyAnswer
@@ -143,13 +142,6 @@ class SymbolAnswer(Answer):
     ambiguous: Annotated[bool, Field(description="Whether several functions have this name.")]
 
 
-class EntryAnswer(Answer):
-    """A map's entry. Per-CPU maps have a list of values, one for each possible CPU."""
-
-    key: Hex
-    value: Hex | list[Hex]
-
-
 class ClientAnswer(Answer):
     """A process that is connected, or that holds something."""
 
@@ -236,13 +228,6 @@ class SymbolsPage(Answer):
     """A page of traceable functions: the kernel's own by address, then those of modules."""
 
     items: list[SymbolAnswer]
-    next: Cursor
-
-
-class EntriesPage(Answer):
-    """A page of a map's entries, in the kernel's order."""
-
-    items: list[EntryAnswer]
     next: Cursor
 
 
@@ -348,4 +333,5 @@ class Problem(Answer):
     used: int = 0
     most: int = 0
     asked: int = 0
+    done: int = Field(default=0, description="Entries that were written or deleted before it.")
     request: str = ""

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from kpmd.api import clients, events, leases, links, maps, openapi, policy, symbols
+from kpmd.api import (
+    clients,
+    events,
+    leases,
+    links,
+    map_dump,
+    map_entries,
+    map_fds,
+    map_globals,
+    maps,
+    openapi,
+    policy,
+    records,
+    symbols,
+)
 from kpmd.api.daemon import DaemonCalls
 from kpmd.api.programs import ProgramCalls
 from kpmd.api.route import Route
@@ -28,6 +42,11 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
         *daemon.routes(),
         *ProgramCalls(max_object).routes(),
         *maps.ROUTES,
+        *map_entries.ROUTES,
+        *map_dump.ROUTES,
+        *map_globals.ROUTES,
+        *map_fds.ROUTES,
+        *records.ROUTES,
         *links.ROUTES,
         *symbols.ROUTES,
         *clients.ROUTES,
@@ -62,5 +81,6 @@ async def wind_down(
     await api.idle(seconds)
     await state.end(keep=keep)
     state.journal.close()
+    state.records.stop()
     await runner.cleanup()
     await state.close()

@@ -86,6 +86,7 @@ class HttpConnection(web.RequestHandler):
         "half_closed",
         "peer",
         "reading_held",
+        "room",
         "state",
         "stream",
     )
@@ -128,6 +129,9 @@ class HttpConnection(web.RequestHandler):
         self._discarded: asyncio.Event | None = None
         self._late_handle: asyncio.TimerHandle | None = None
         self._stall_handle: asyncio.TimerHandle | None = None
+        #: There while an answer waits for room that the transport does not see: set when there is
+        #: some, or the connection is lost.
+        self.room: asyncio.Event | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Read who connected; a connection that cannot be had is refused, the others go on."""
@@ -178,8 +182,9 @@ class HttpConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let end what lives as long as the connection."""
         super().connection_lost(exc)
-        if self._discarded is not None:
-            self._discarded.set()
+        for waited_for in (self._discarded, self.room):
+            if waited_for is not None:
+                waited_for.set()
         for handle in (self._late_handle, self._stall_handle):
             if handle is not None:
                 handle.cancel()
@@ -295,6 +300,16 @@ class HttpConnection(web.RequestHandler):
             self._stall_handle = self._loop.call_later(STALL_SECONDS, self._stalled)
         else:
             self._wire.abort()
+
+    async def all_sent(self) -> None:
+        """Wait until the transport has nothing left to send, or the connection is lost."""
+        transport = self.transport
+        if transport is not None:
+            transport.set_write_buffer_limits(high=0)
+            try:
+                await self._drain_helper()
+            finally:
+                transport.set_write_buffer_limits()
 
     async def start(self) -> None:
         """Answer requests until the connection ends; then give up what nobody reads."""

@@ -61,6 +61,12 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
+def _schema(content_type: str, model: type[BaseModel]) -> dict[str, str]:
+    if content_type == "application/octet-stream":
+        return {"type": "string", "format": "binary"}
+    return _ref(model)
+
+
 def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.summary,
@@ -107,7 +113,7 @@ def _responses(route: Route) -> dict[str, Any]:
         success: dict[str, Any] = {"description": route.summary}
         if route.answer is not None:
             types = route.streams or ("application/json",)
-            success["content"] = {each: {"schema": _ref(route.answer)} for each in types}
+            success["content"] = {each: {"schema": _schema(each, route.answer)} for each in types}
         elif route.status != 204:
             success["content"] = {"application/json": {"schema": {"type": "object"}}}
         if route.status == 201 and route.path in ("/links", "/leases"):

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 
 from kpmd.api.bodies import NoQuery
+from kpmd.bpf.fd import OwnedFd
 from kpmd.core.model import Caller, Connection
 from kpmd.core.policy import Right
 from kpmd.runtime.state import State
@@ -54,11 +55,15 @@ class Stream(Protocol):
 
 @dataclass(slots=True)
 class Reply:
-    """An answer: a model of the route's answer, ready bytes of one, a stream, or nothing (204)."""
+    """An answer: a model of the route's answer, ready bytes of one, a stream, or nothing (204).
+
+    ``fd``: a file descriptor that goes beside it as SCM_RIGHTS, and stays its owner's.
+    """
 
     content: BaseModel | bytes | Stream | None = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    fd: OwnedFd | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import (
@@ -23,12 +24,14 @@ from pydantic import BaseModel
 from kpmd.api import problem
 from kpmd.api.body import OTHER_VERSION, check_head, parse, read_body
 from kpmd.api.connection import HttpConnection
+from kpmd.api.fd_answer import FdAnswer
 from kpmd.api.guard import LARGE_BODY, Guard
 from kpmd.api.problem import SERVER
 from kpmd.api.route import Access, Call, Reply, Route, Stream
+from kpmd.bpf.fd import Closed, OwnedFd
 from kpmd.core.model import Caller, Connection
 from kpmd.core.policy import check_right
-from kpmd.errors import Forbidden, Invalid, KpmdError
+from kpmd.errors import Forbidden, Invalid, KernelError, KpmdError, NotFound
 from kpmd.log import Log
 from kpmd.runtime.audit import Record
 from kpmd.runtime.state import State
@@ -59,7 +62,9 @@ class Api:
         self._router = web.UrlDispatcher()
         self._by_route: dict[Any, _Prepared] = {}
         for route in routes:
-            added = self._router.add_route(route.method, route.path, _never_called)
+            # aiohttp's own pattern of a parameter leaves out braces, which keys in JSON have.
+            path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", route.path)
+            added = self._router.add_route(route.method, path, _never_called)
             self._by_route[added] = _Prepared(route)
         self.guard = Guard(state.counters, state.clock)
 
@@ -91,7 +96,7 @@ class Api:
         return lambda: HttpConnection(server, self, self._state, loop)
 
     async def idle(self, seconds: float) -> None:
-        """Wait until no request is under way, at most that long; streams do not count."""
+        """Wait until no request is under way, at most that long; sending does not count."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._under_way:
@@ -111,7 +116,7 @@ class Api:
         request_id = self.new_request_id()
         registry = self._state.registry
         what: dict[str, Any] = {}
-        streams = False
+        sending = False
         self._under_way += 1
         http = _http(request)
         try:
@@ -129,9 +134,14 @@ class Api:
             content = reply.content
             if content is not None and not isinstance(content, (bytes, BaseModel)):
                 with closing(content), self._streaming(caller):
-                    streams = True
+                    sending = True
                     self._done()
                     return await _send_stream(http, request, content, request_id)
+            answer = _answer(content, reply, request_id)
+            if reply.fd is not None:
+                sending = True
+                self._done()
+                answer = await _send_with_fd(http, request, answer, reply.fd)
         except Exception as raised:
             error = problem.from_exception(raised, request_id)
             self.refused(http.caller, _call(request), request_id, error, what)
@@ -142,9 +152,8 @@ class Api:
                     request=request_id, call=_call(request), status=reply.status, what=what
                 )
                 self._put_on_record(caller, done)
-            answer = _answer(content, reply, request_id)
         finally:
-            if not streams:
+            if not sending:
                 self._done()
         return answer
 
@@ -323,6 +332,22 @@ async def _send_stream(
         http.stream = None
         stream.close()
     return response
+
+
+async def _send_with_fd(
+    http: HttpConnection, request: web.BaseRequest, answer: web.Response, fd: OwnedFd
+) -> web.Response:
+    """Send an answer with a file descriptor beside it. Raises NotFound, KernelError."""
+    sent = FdAnswer(status=answer.status, body=answer.body, headers=answer.headers)
+    try:
+        await sent.send(http, request, fd)
+    except Closed:
+        raise NotFound(f"{fd.what} has ended before it could be handed over") from None
+    except OSError as error:
+        raise KernelError(
+            f"the kernel did not pass the file descriptor on: {error.strerror}", error.errno or 0
+        ) from error
+    return sent
 
 
 def _answer(content: BaseModel | bytes | None, reply: Reply, request_id: str) -> web.Response:

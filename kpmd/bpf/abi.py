@@ -24,7 +24,12 @@ class Cmd(IntEnum):
     PROG_LOAD = 5
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
+    MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_FREEZE = 22
+    MAP_LOOKUP_BATCH = 24
+    MAP_LOOKUP_AND_DELETE_BATCH = 25
+    MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
     LINK_CREATE = 28
     PROG_BIND_MAP = 35
 
@@ -121,7 +126,32 @@ MAP_TYPES = {
 PERCPU_TYPES = frozenset({5, 6, 10})
 
 #: Types that can be read entry by entry, by key.
-KEYED_TYPES = frozenset({1, 2, 5, 6, 9, 10, 11})
+KEYED_TYPES = frozenset({1, 2, 5, 6, 7, 9, 10, 11, 12, 13})
+
+#: Of those, hashes: the batch commands go through them bucket by bucket, else key by key.
+BUCKET_TYPES = frozenset({1, 5, 9, 10, 13})
+
+#: Of those, types whose values are other maps: written as file descriptors, read as ids.
+OUTER_TYPES = frozenset({12, 13})
+
+#: Types without keys: their values are pushed and popped.
+QUEUE_TYPES = frozenset({22, 23})
+
+
+class MapFlag(IntFlag):
+    """Flags that a map was made with, as far as they change how it is read and written."""
+
+    #: A stack trace's frames are struct bpf_stack_build_id.
+    STACK_BUILD_ID = 1 << 5
+    MMAPABLE = 1 << 10
+
+
+class UpdateFlag(IntFlag):
+    """Flags of BPF_MAP_UPDATE_ELEM. EXIST: in queues and stacks, what is oldest makes room."""
+
+    ANY = 0
+    NOEXIST = 1
+    EXIST = 2
 
 
 class ProgLoadAttr(ctypes.Structure):
@@ -208,6 +238,21 @@ class MapElemAttr(ctypes.Structure):
         ("pad", c_uint32),
         ("key", c_uint64),
         ("value", c_uint64),
+        ("flags", c_uint64),
+    )
+
+
+class MapBatchAttr(ctypes.Structure):
+    """The map batch commands (kernel 5.6). The kernel writes ``count``: how many it did."""
+
+    _fields_ = (
+        ("in_batch", c_uint64),
+        ("out_batch", c_uint64),
+        ("keys", c_uint64),
+        ("values", c_uint64),
+        ("count", c_uint32),
+        ("map_fd", c_uint32),
+        ("elem_flags", c_uint64),
         ("flags", c_uint64),
     )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kpmd.bpf import features, kallsyms, maps, objects, perf, tracefs
+from kpmd.bpf import features, kallsyms, maps, objects, perf, rings, tracefs
 from kpmd.bpf.abi import LINK_TYPE_PERF_EVENT, AttachType
+from kpmd.bpf.content import MapContent
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.loader import InstructionsRequest, Loader, LoaderLimits, ObjectRequest
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
@@ -64,14 +64,21 @@ class LoadedMap:
     name: str
     fd: OwnedFd
     details: MapDetails
+    #: Ids in the object's BTF; 0: it says nothing of them.
+    key_type: int = 0
+    value_type: int = 0
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What one load made: programs, and the maps they share."""
+    """What one load made: programs, and the maps they share.
+
+    ``btf``: the object's, as hostile as the object; empty without any.
+    """
 
     programs: Sequence[LoadedProgram]
     maps: Sequence[LoadedMap] = ()
+    btf: bytes = b""
 
     def close(self) -> None:
         """Close all FDs: links that use them keep what they need alive."""
@@ -182,7 +189,17 @@ class LinuxKernel:
                     )
                     for each in made.programs
                 ],
-                [LoadedMap(each.name, each.fd, objects.map_info(each.fd)) for each in made.maps],
+                [
+                    LoadedMap(
+                        each.name,
+                        each.fd,
+                        objects.map_info(each.fd),
+                        each.key_type,
+                        each.value_type,
+                    )
+                    for each in made.maps
+                ],
+                made.btf,
             )
         except BaseException:
             made.close()
@@ -260,16 +277,17 @@ class LinuxKernel:
         """The FDs of ``create_perf_links`` as one link again. Takes them over."""
         return perf.adopt(fds)
 
-    def read_entries(
-        self, map_: OwnedFd, details: MapDetails, after: bytes | None, limit: int
-    ) -> list[maps.Entry]:
-        """At most ``limit`` entries behind the key ``after``."""
-        reader = maps.Reader(map_, details, self._cpus)
-        return list(itertools.islice(reader.entries(after), limit))
+    def content(self, map_: OwnedFd, details: MapDetails) -> MapContent:
+        """What is in a map. Raises TooLarge where a single entry is."""
+        return MapContent(map_, details, self._cpus)
 
-    def read_entry(self, map_: OwnedFd, details: MapDetails, key: bytes) -> list[bytes] | None:
-        """The value(s) of one key, or None."""
-        return maps.Reader(map_, details, self._cpus).lookup(key)
+    def open_ring(self, map_: OwnedFd, details: MapDetails) -> rings.RingMemory:
+        """A ring buffer's memory, mapped. Raises KernelError."""
+        return rings.RingMemory(map_, details.max_entries)
+
+    def open_perf(self, map_: OwnedFd) -> rings.PerfBuffers:
+        """Perf buffers for a perf event array. Raises KernelError, NotSupported."""
+        return rings.PerfBuffers(map_)
 
     def symbol_files(self) -> kallsyms.SymbolFiles:
         """The raw lists of functions."""

@@ -63,6 +63,9 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_map__is_internal": (c_bool, (c_void_p,)),
     "bpf_map__inner_map": (c_void_p, (c_void_p,)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_map__btf_key_type_id": (c_uint32, (c_void_p,)),
+    "bpf_map__btf_value_type_id": (c_uint32, (c_void_p,)),
+    "btf__raw_data": (c_void_p, (c_void_p, c_void_p)),
     "btf__new": (c_void_p, (c_char_p, c_uint32)),
     "btf__find_by_name_kind": (c_int32, (c_void_p, c_char_p, c_uint32)),
     "btf__type_by_id": (c_void_p, (c_void_p, c_uint32)),
@@ -222,6 +225,9 @@ class Map:
         self.type = lib.call("bpf_map__type", handle)
         self.key_size = lib.call("bpf_map__key_size", handle)
         self.value_size = lib.call("bpf_map__value_size", handle)
+        # Asked for before the load, in which libbpf forgets them for some types.
+        self.key_type = lib.get("bpf_map__btf_key_type_id", handle)
+        self.value_type = lib.get("bpf_map__btf_value_type_id", handle)
         inner = lib.get("bpf_map__inner_map", handle)
         self.inner = Map(lib, inner) if isinstance(inner, int) else None
 
@@ -268,6 +274,13 @@ class Object:
         """The global variables, as far as the object's BTF describes them."""
         btf = self._lib.get("bpf_object__btf", self._handle)
         return Variables(self._lib, btf if isinstance(btf, int) else None, self.maps())
+
+    def types(self) -> bytes:
+        """Its BTF, with the offsets of variables that libbpf has filled in; empty without any."""
+        size = c_uint32()
+        btf = self._lib.get("bpf_object__btf", self._handle)
+        raw = btf and self._lib.get("btf__raw_data", btf, ctypes.byref(size))
+        return ctypes.string_at(raw, size.value) if isinstance(raw, int) else b""
 
     def possible_cpus(self) -> int:
         """How many copies a per-CPU map has of a value."""

@@ -6,6 +6,7 @@ May import: ``kpmd.bpf.{abi,fd,syscall}``, ``kpmd.errors``.
 from __future__ import annotations
 
 import array
+import base64
 import ctypes
 import json
 import os
@@ -38,6 +39,9 @@ _DETAIL_MOST = 16384
 NAME_MOST = 255
 _LOG_MOST = 64 << 10
 _NAMES_MOST = 16
+
+#: Bytes of an object's BTF that are kept, to decode its maps with: what is larger is not.
+BTF_MOST = 384 << 10
 _QUOTA_FIELDS = ("limit", "used", "most", "asked")
 
 #: Errors that a child may answer with and that need no more than their detail.
@@ -62,14 +66,18 @@ class LoadedMap:
 
     name: str
     fd: OwnedFd
+    #: Ids in the object's BTF; 0: it says nothing of them.
+    key_type: int = 0
+    value_type: int = 0
 
 
 @dataclass
 class LoadedObject:
-    """What one load made."""
+    """What one load made. ``btf``: the object's, as hostile as the object; empty without any."""
 
     programs: list[LoadedProgram]
     maps: list[LoadedMap]
+    btf: bytes = b""
 
     def close(self) -> None:
         """Close all FDs."""
@@ -156,6 +164,8 @@ def _loaded(told: dict[str, Any], answer: Answer, wanted: tuple[str, ...] | None
     logs = [None if each.get("log") is None else _text(each, "log", _LOG_MOST) for each in programs]
     for index, fd in enumerate(answer.fds):
         _check_fd(fd, program=index < len(programs))
+    btf = _btf(told.get("btf"))
+    types = [(_type_id(each, "key_type"), _type_id(each, "value_type")) for each in maps]
     fds, answer.fds = answer.fds, []
     for fd, name in zip(fds, names, strict=True):
         fd.what = f"{'program' if fd in fds[: len(programs)] else 'map'} {name}"
@@ -164,8 +174,28 @@ def _loaded(told: dict[str, Any], answer: Answer, wanted: tuple[str, ...] | None
             LoadedProgram(*each)
             for each in zip(program_names, attach, fds[: len(programs)], logs, strict=True)
         ],
-        [LoadedMap(*each) for each in zip(map_names, fds[len(programs) :], strict=True)],
+        [
+            LoadedMap(name, fd, *ids)
+            for name, fd, ids in zip(map_names, fds[len(programs) :], types, strict=True)
+        ],
+        btf,
     )
+
+
+def _type_id(told: Any, name: str) -> int:
+    value = told.get(name)
+    if not isinstance(value, int) or not 0 <= value < 1 << 32:
+        raise _NonsenseError(f"`{name}` is missing, or no id of a type")
+    return value
+
+
+def _btf(told: object) -> bytes:
+    if not isinstance(told, str) or len(told) > BTF_MOST * 4 // 3 + 4:
+        raise _NonsenseError("its BTF is missing or too long")
+    try:
+        return base64.b64decode(told, validate=True)
+    except ValueError:
+        raise _NonsenseError("its BTF is not in base64") from None
 
 
 def _text(told: Any, name: str, most: int) -> str:

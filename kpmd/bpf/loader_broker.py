@@ -73,4 +73,4 @@ def _load(
         instructions.check(name, code, rights, system.kfunc_name)
     fd, log = objects.program_load(code, name, about["license"], kind, want_log=about["want_log"])
     program = {"name": INSTRUCTIONS, "attach": kind, "log": log}
-    return {"programs": [program], "maps": []}, [fd.detach()]
+    return {"programs": [program], "maps": [], "btf": ""}, [fd.detach()]

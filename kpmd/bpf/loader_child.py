@@ -3,12 +3,13 @@
 Its broker (``loader_session``) starts it for one request. Until it is confined it reads nothing
 that a client wrote; after that it is taken for hostile: the broker makes its system calls and
 checks what it says, and the server ends both when their time is up. May import:
-``kpmd.bpf.{abi,broker,confine,filters,libbpf,loader_end,maps}``, ``kpmd.errors``; keep the imports
-few, every process of the loader carries them.
+``kpmd.bpf.{abi,broker,confine,filters,libbpf,loader_answer,loader_end,maps}``, ``kpmd.errors``;
+keep the imports few, every process of the loader carries them.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import errno
 import json
@@ -24,6 +25,7 @@ from kpmd.bpf.abi import MAX_INSNS, AttachType, ProgType
 from kpmd.bpf.broker import LOG_ALL, LOG_MOST
 from kpmd.bpf.filters import Filters
 from kpmd.bpf.libbpf import LibbpfError, Library, Map, Object, Program
+from kpmd.bpf.loader_answer import BTF_MOST
 from kpmd.bpf.loader_end import out_of_memory, problem
 from kpmd.bpf.maps import memory_of
 from kpmd.errors import (
@@ -157,6 +159,7 @@ class _Job:
             self._give_log(program, len(programs))
         maps = self._prepare_maps(loaded)
         self._set_globals(loaded)
+        types = loaded.types()
         try:
             loaded.load()
         except LibbpfError as error:
@@ -167,7 +170,16 @@ class _Job:
                 {"name": program.name, "fd": program.fd(), "log": log}
                 for program, log in zip(programs, logs, strict=True)
             ],
-            "maps": [{"name": each.name, "fd": each.fd()} for each in maps],
+            "maps": [
+                {
+                    "name": each.name,
+                    "fd": each.fd(),
+                    "key_type": each.key_type,
+                    "value_type": each.value_type,
+                }
+                for each in maps
+            ],
+            "btf": base64.b64encode(types).decode() if len(types) <= BTF_MOST else "",
         }
 
     def _choose(self, present: list[Program]) -> list[Program]:

@@ -319,6 +319,6 @@ class Session:
             made = self._broker.held[each["fd"]]
             if not isinstance(made, MadeMap):
                 raise ValueError("what it calls a map is none")
-            maps.append({"name": each["name"]})
+            maps.append({name: each[name] for name in ("name", "key_type", "value_type")})
             fds.append(made.fd)
-        return {"programs": programs, "maps": maps}, fds
+        return {"programs": programs, "maps": maps, "btf": said["btf"]}, fds

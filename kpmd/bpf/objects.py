@@ -58,6 +58,7 @@ class MapDetails:
     key_size: int
     value_size: int
     max_entries: int
+    flags: int = 0
 
     @property
     def percpu(self) -> bool:
@@ -198,6 +199,7 @@ def map_info(fd: OwnedFd) -> MapDetails:
         key_size=info.key_size,
         value_size=info.value_size,
         max_entries=info.max_entries,
+        flags=info.map_flags,
     )
 
 

@@ -50,7 +50,7 @@ _CLOSERS = 4
 _NUMBERS = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "s390x": 331, "ppc64le": 319}
 
 #: PERF_EVENT_IOC_ENABLE and _SET_BPF: powerpc writes the direction of an ioctl in other bits.
-_IOC_ENABLE, _IOC_SET_BPF = (
+IOC_ENABLE, IOC_SET_BPF = (
     (0x20002400, 0x80042408) if platform.machine() == "ppc64le" else (0x2400, 0x40042408)
 )
 
@@ -134,9 +134,6 @@ def _pmu(retprobe: bool) -> tuple[int, int]:
 
 def _open_event(address: int | None, symbol: str | None, retprobe: bool) -> OwnedFd:
     """A kprobe as a perf event, and nothing attached to it."""
-    number = _NUMBERS.get(platform.machine())
-    if number is None:
-        raise PerfAttachError(errno.ENOSYS, "perf_event_open")
     kind, config = _pmu(retprobe)
     attr = PerfEventAttr(type=kind, size=ctypes.sizeof(PerfEventAttr), config=config)
     name = ctypes.create_string_buffer((symbol or "").encode())
@@ -144,26 +141,34 @@ def _open_event(address: int | None, symbol: str | None, retprobe: bool) -> Owne
         attr.config2 = address
     else:
         attr.config1 = ctypes.addressof(name)
-    # Any process, CPU 0: where the event would be counted. Its BPF program runs on every CPU.
+    # CPU 0: where the event would be counted. Its BPF program runs on every CPU.
+    return open_event(attr, 0, f"kprobe on {symbol if address is None else hex(address)}")
+
+
+def open_event(attr: PerfEventAttr, cpu: int, what: str) -> OwnedFd:
+    """An event of any process on one CPU. Raises PerfAttachError."""
+    number = _NUMBERS.get(platform.machine())
+    if number is None:
+        raise PerfAttachError(errno.ENOSYS, "perf_event_open")
     result: int = _libc.syscall(
         ctypes.c_long(number),
         ctypes.byref(attr),
         ctypes.c_int(-1),
-        ctypes.c_int(0),
+        ctypes.c_int(cpu),
         ctypes.c_int(-1),
         ctypes.c_ulong(PERF_FLAG_FD_CLOEXEC),
     )
     if result < 0:
         raise PerfAttachError(ctypes.get_errno(), "perf_event_open")
-    return OwnedFd(result, f"kprobe on {symbol if address is None else hex(address)}")
+    return OwnedFd(result, what)
 
 
 def _join(program: OwnedFd, event: OwnedFd, cookie: int) -> OwnedFd:
     """Attach the program to the event: the FD that holds the two. Raises OSError."""
     if not has_perf_links():
         with program.borrow() as number:
-            fcntl.ioctl(event.fileno(), _IOC_SET_BPF, number)
-        fcntl.ioctl(event.fileno(), _IOC_ENABLE, 0)
+            fcntl.ioctl(event.fileno(), IOC_SET_BPF, number)
+        fcntl.ioctl(event.fileno(), IOC_ENABLE, 0)
         return event
     attr = LinkCreatePerfEventAttr(
         target_fd=event.fileno(), attach_type=LINK_TO_PERF_EVENT, bpf_cookie=cookie

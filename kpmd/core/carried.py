@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import zlib
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kpmd.core.model import Client, Lease, Lifetime, Link, Map, Program, Skipped, Targets
+from kpmd.core.types import ObjectTypes
 
 VERSION = 1
 
@@ -55,6 +57,10 @@ def body(record: Client | Lease | Program | Link, maps: tuple[Map, ...] = ()) ->
     made = _plain(record)
     if maps:
         made["map_records"] = [_plain(each) for each in maps]
+        types = next((each.types for each in maps if each.types), None)
+        if types is not None:
+            # All maps of a program are of one object.
+            made["types"] = base64.b64encode(zlib.compress(types.raw)).decode()
     return json.dumps(made).encode()
 
 
@@ -73,13 +79,18 @@ def read(head_: Mapping[str, Any], body_: bytes) -> Carried:
             return Carried(_record(Lease, lease))
         if kind == "program":
             maps = tuple(_record(Map, each) for each in data.pop("map_records", ()))
+            types = data.pop("types", None)
+            if types is not None:
+                shared = ObjectTypes(zlib.decompress(base64.b64decode(types, validate=True)))
+                for each in maps:
+                    each.types = shared
             program = _record(Program, {**data, **_changed(head_, "released")})
             if sorted(each.id for each in maps) != sorted(program.maps):
                 raise ValueError("the maps are not those of the program")
             return Carried(program, maps)
         if kind == "link":
             return Carried(_record(Link, {**data, **_changed(head_, "detaching")}))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except _NONSENSE as error:
         raise Unreadable(f"the state cannot be read: {error!r}") from error
     raise Unreadable(f"the state is of a kind that is not known here: {kind!r}")
 
@@ -87,6 +98,9 @@ def read(head_: Mapping[str, Any], body_: bytes) -> Carried:
 def _changed(head_: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: head_[name] for name in ("lifetime", "anchor", *names)}
 
+
+#: What a state that nobody here has written can lead to.
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error)
 
 _KINDS: dict[type[Any], str] = {
     Client: "client",
@@ -100,7 +114,7 @@ _LEFT_OUT = {
     Client: ("connections", "requests", "programs", "links", "leases", "ended", "process"),
     Lease: ("ttl", "deadline"),
     Program: ("links", "holds", "released", "lifetime", "anchor"),
-    Map: ("programs",),
+    Map: ("programs", "types"),
     Link: ("detaching", "lifetime", "anchor"),
 }
 

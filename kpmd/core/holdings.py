@@ -13,6 +13,10 @@ from kpmd.errors import Forbidden, NotFound
 
 Owned = TypeVar("Owned", Program, Map, Link, Client)
 
+#: Bytes that a map counts for at the least once only clients hold it. However small it is, the
+#: kernel keeps the BTF of its object with it, and no number of programs bounds that of such maps.
+LEAST_LENT = 1 << 20
+
 
 class Holdings:
     """The records, by id and as they are listed. Another user's are not there for who asks."""
@@ -24,12 +28,34 @@ class Holdings:
         self.links: Shelf[Link] = Shelf(self._link_keys)
         self.leases = Leases()
         self.accounts = Accounts()
+        #: Ids of maps of which clients may hold a file descriptor.
+        self.handed: set[str] = set()
+        #: Those of them that have ended here: whose they are, and how many bytes they count for.
+        self.lent: dict[str, tuple[int, int]] = {}
         # Nothing is listed that is not counted: where records come and go, the sums do.
         count = self.accounts.add
         self.programs.on_count = lambda program, sign: count(program.uid, "programs", sign)
-        self.maps.on_count = lambda each, sign: count(each.uid, "map_bytes", sign * each.memory)
+        self.maps.on_count = self._count_map
         self.links.on_count = self._count_link
         self.leases.shelf.on_count = lambda lease, sign: count(lease.uid, "leases", sign)
+
+    def _count_map(self, each: Map, sign: int) -> None:
+        change = sign * each.memory
+        if sign < 0 and each.id in self.handed:
+            self.handed.discard(each.id)
+            kept = max(each.memory, LEAST_LENT)
+            self.lent[each.id] = each.uid, kept
+            change += kept
+        self.accounts.add(each.uid, "map_bytes", change)
+
+    def hand_over(self, each: Map) -> None:
+        """Clients may hold the map from now on: its memory counts until it is ``returned``."""
+        self.handed.add(each.id)
+
+    def returned(self, id_: str) -> None:
+        """Nobody holds a map that was handed over and has ended."""
+        uid, memory = self.lent.pop(id_)
+        self.accounts.add(uid, "map_bytes", -memory)
 
     def _count_link(self, link: Link, sign: int) -> None:
         self.accounts.add(link.uid, "links", sign)
@@ -73,9 +99,12 @@ class Holdings:
         """
         return self._visible(caller, self.programs, id_, "program", touch)
 
-    def map(self, caller: Caller, id_: str) -> Map:
-        """The map of that id; NotFound also when it is another user's."""
-        return self._visible(caller, self.maps, id_, "map", False)
+    def map(self, caller: Caller, id_: str, *, touch: bool = False) -> Map:
+        """The map of that id, to be read, or written to or taken from (``touch``).
+
+        NotFound also when it is another user's; Forbidden when the caller may only read it.
+        """
+        return self._visible(caller, self.maps, id_, "map", touch)
 
     def link(self, caller: Caller, id_: str, *, touch: bool = False) -> Link:
         """The link of that id, to be read, or changed or used (``touch``).

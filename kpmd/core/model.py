@@ -10,6 +10,7 @@ from typing import Literal
 
 from kpmd.core.policy import ADMINISTRATORS, NO_RULE, Rule
 from kpmd.core.quotas import UNLIMITED, Limits
+from kpmd.core.types import ObjectTypes
 
 Attach = Literal["kprobe_multi", "kprobe_session"]
 LinkKind = Literal["kprobe", "kretprobe", "session"]
@@ -172,7 +173,12 @@ class Map:
     percpu: bool
     #: About how many bytes of the kernel's memory it takes when it is full.
     memory: int = 0
+    #: Ids of its key's and its value's type in ``types``; 0: the object says nothing of them.
+    key_type: int = 0
+    value_type: int = 0
     programs: set[str] = field(default_factory=set)
+    #: The BTF of its object, if that has any.
+    types: ObjectTypes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ RIGHTS: tuple[Right, ...] = ("load", "attach", "maps", "symbols", "leases", "eve
 _DOES: dict[Right, str] = {
     "load": "load programs",
     "attach": "attach to functions",
-    "maps": "read maps",
+    "maps": "read and write maps",
     "symbols": "list functions",
     "leases": "make leases",
     "events": "listen to events",

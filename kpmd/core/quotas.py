@@ -61,7 +61,10 @@ _WORDS = {
     "programs": ("programs", "delete some"),
     "links": ("links", "detach some"),
     "targets": ("targets", "detach links"),
-    "map_bytes": ("bytes of maps", "delete programs, or make max_entries smaller"),
+    "map_bytes": (
+        "bytes of maps",
+        "delete programs, let go of maps that were handed over, or make max_entries smaller",
+    ),
     "leases": ("leases", "end some"),
     "streams": ("streams", "close some"),
     "requests": ("requests in flight", "wait for their answers"),

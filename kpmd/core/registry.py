@@ -426,6 +426,7 @@ class Registry(Holdings):
             self._hold(lease.client, "leases", lease.id)
         for each in maps:
             self.maps.add(each)
+            self.hand_over(each)  # the earlier daemon may have
         stranded: list[Program] = []
         for program in programs:
             self.programs.add(program)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from kpmd.bpf.content import Mode
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.features import Answer
 from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded
-from kpmd.bpf.maps import Entry
+from kpmd.bpf.maps import Chunk, Layout
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
 from kpmd.bpf.rights import Rights
 from kpmd.core.model import Mechanism
@@ -20,6 +21,69 @@ class Handle(Protocol):
 
     def close(self) -> None:
         """Give it back to the kernel."""
+
+
+class MapContent(Protocol):
+    """What is in a map; see ``kpmd.bpf.content.MapContent``."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def lookup(self, key: bytes) -> bytes | None: ...
+
+    def page(self, after: str | None, limit: int, most: int) -> Chunk: ...
+
+    def update(self, items: Sequence[tuple[bytes, bytes]], mode: Mode) -> None: ...
+
+    def delete(self, keys: Sequence[bytes]) -> int: ...
+
+    def clear(self, after: str | None, limit: int, most: int) -> tuple[int, str | None]: ...
+
+    def push(self, value: bytes, *, overwrite: bool) -> None: ...
+
+    def pop(self, *, keep: bool) -> bytes | None: ...
+
+    def write_at(self, offset: int, data: bytes) -> None: ...
+
+
+class RingBuffer(Protocol):
+    """A ring buffer's memory; see ``kpmd.bpf.rings.RingMemory``."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def words(self) -> memoryview: ...
+
+    @property
+    def data(self) -> memoryview: ...
+
+    def positions(self) -> tuple[int, int]: ...
+
+    def consume(self, position: int) -> None: ...
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class PerfRing(Protocol):
+    """One CPU's perf buffer; see ``kpmd.bpf.rings.PerfMemory``."""
+
+    def content(self) -> bytes: ...
+
+    def consume(self, length: int) -> None: ...
+
+
+class PerfRings(Protocol):
+    """The perf buffers of all CPUs; see ``kpmd.bpf.rings.PerfBuffers``."""
+
+    @property
+    def buffers(self) -> Sequence[PerfRing]: ...
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class Kernel(Protocol):
@@ -96,11 +160,11 @@ class Kernel(Protocol):
 
     def adopt_perf_links(self, fds: Sequence[OwnedFd]) -> Handle: ...
 
-    def read_entries(
-        self, map_: Any, details: MapDetails, after: bytes | None, limit: int
-    ) -> list[Entry]: ...
+    def content(self, map_: Any, details: MapDetails) -> MapContent: ...
 
-    def read_entry(self, map_: Any, details: MapDetails, key: bytes) -> list[bytes] | None: ...
+    def open_ring(self, map_: Any, details: MapDetails) -> RingBuffer: ...
+
+    def open_perf(self, map_: Any) -> PerfRings: ...
 
     def symbol_files(self) -> SymbolFiles: ...
 

@@ -1,22 +1,21 @@
-"""Loading programs, and reading their maps."""
+"""Loading programs and their maps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
 from dataclasses import dataclass
 
 from kpmd import builtin
-from kpmd.bpf.fd import Closed
 from kpmd.bpf.kernel import Loaded
-from kpmd.bpf.maps import Entry
 from kpmd.bpf.rights import Rights
 from kpmd.core.model import Caller, Client, Connection, Map, Mechanism, Program, new_id
 from kpmd.core.specs import BuiltinSource, InstructionsSource, ObjectSource, ProgramSpec
-from kpmd.errors import Forbidden, Invalid, NotFound
+from kpmd.core.types import ObjectTypes
+from kpmd.errors import BadObject, Forbidden, Invalid, NotSupported
 from kpmd.log import Log
 from kpmd.runtime.carrier import OUTLIVES
 from kpmd.runtime.executor import Lane
-from kpmd.runtime.features import MULTI_FEATURE
+from kpmd.runtime.features import MULTI_FEATURE, not_supported
 from kpmd.runtime.policies import rights_of
 from kpmd.runtime.quotas import map_memory
 from kpmd.runtime.sources import check_source
@@ -113,20 +112,32 @@ class _Way:
     """What the kernel's features mean for a load."""
 
     mechanism: Mechanism
-    func_ip: bool
+    #: What a builtin is there; None: no builtin.
+    variant: builtin.Variant | None = None
 
 
 async def _way(state: State, spec: ProgramSpec) -> _Way:
-    """Kprobes one by one where the kernel has no kprobe multi, but has them."""
-    if spec.attach == "kprobe_session":
-        return _Way("kprobe_multi", True)
-    multi = await state.features.get(MULTI_FEATURE["kprobe_multi"])
-    if multi.supported is not False:
-        return _Way("kprobe_multi", True)
-    single = await state.features.get("kprobe_perf_event")
-    func_ip = await state.features.get("bpf_get_func_ip")
-    mechanism: Mechanism = "perf_event" if single.supported else "kprobe_multi"
-    return _Way(mechanism, func_ip.supported is not False)
+    """Kprobes one by one where the kernel has no kprobe multi, but has them.
+
+    Builtins by session where the kernel has sessions, unless kprobe multi is asked for. Raises
+    NotSupported where sessions are asked for of a builtin that the kernel has none for.
+    """
+    source, get = spec.source, state.features.get
+    made = builtin.BUILTINS[source.name] if isinstance(source, BuiltinSource) else None
+    if made is not None and made.by_session and spec.attach != "kprobe_multi":
+        session = await get(MULTI_FEATURE["kprobe_session"])
+        if session.supported or (session.supported is None and spec.attach is not None):
+            return _Way("kprobe_multi", made.variant(session=True))
+        if spec.attach is not None:
+            raise not_supported(session)
+    func_ip = True
+    mechanism: Mechanism = "kprobe_multi"
+    if spec.attach != "kprobe_session":
+        multi = await get(MULTI_FEATURE["kprobe_multi"])
+        if multi.supported is False:
+            mechanism = "perf_event" if (await get("kprobe_perf_event")).supported else mechanism
+            func_ip = (await get("bpf_get_func_ip")).supported is not False
+    return _Way(mechanism, None if made is None else made.variant(func_ip=func_ip))
 
 
 def _load(state: State, spec: ProgramSpec, way: _Way, rights: Rights | None) -> Loaded:
@@ -145,27 +156,43 @@ def _load(state: State, spec: ProgramSpec, way: _Way, rights: Rights | None) -> 
             way.mechanism,
             rights,
         )
-    names: Sequence[str] | None = None
-    if isinstance(source, BuiltinSource):
-        elf = builtin.read(source.name, func_ip=way.func_ip)
+    if isinstance(source, ObjectSource):
+        elves, names = [source.elf], source.programs
     else:
-        elf, names = source.elf, source.programs
-    return state.kernel.load_object(
-        elf,
-        names,
-        spec.attach,
-        dict(source.globals),
-        dict(source.max_entries),
-        spec.want_log,
-        way.mechanism,
-        rights,
-    )
+        elves, names = _objects(way), None
+
+    def load(elf: bytes) -> Loaded:
+        return state.kernel.load_object(
+            elf,
+            names,
+            spec.attach,
+            dict(source.globals),
+            dict(source.max_entries),
+            spec.want_log,
+            way.mechanism,
+            rights,
+        )
+
+    *others, last = elves
+    for elf in others:
+        with contextlib.suppress(BadObject):
+            return load(elf)
+    return load(last)
+
+
+def _objects(way: _Way) -> list[bytes]:
+    """The objects of a builtin, of which the first that the kernel takes is the one to load."""
+    try:
+        return way.variant.read() if way.variant is not None else []
+    except NotImplementedError as error:
+        raise NotSupported(f"there is no such program for this machine: {error}") from error
 
 
 def _records(
     state: State, client: Client, user: str | None, spec: ProgramSpec, way: _Way, loaded: Loaded
 ) -> tuple[list[Program], list[Map]]:
     now = state.now()
+    types = ObjectTypes(loaded.btf) if loaded.btf else None
     maps = [
         Map(
             id=new_id("map"),
@@ -178,6 +205,9 @@ def _records(
             uid=client.uid,
             percpu=each.details.percpu,
             memory=map_memory(each.details),
+            key_type=each.key_type,
+            value_type=each.value_type,
+            types=types,
         )
         for each in loaded.maps
     ]
@@ -197,7 +227,7 @@ def _records(
             tag=made.info.tag,
             attach="kprobe_session" if made.attach == "kprobe_session" else "kprobe_multi",
             mechanism=way.mechanism,
-            entry_only=isinstance(spec.source, BuiltinSource) and not way.func_ip,
+            entry_only=way.variant is not None and made.name in way.variant.entry_only,
             uid=client.uid,
             user=user,
             client=client.id,
@@ -218,46 +248,3 @@ async def delete(state: State, caller: Caller, id_: str, *, force: bool) -> None
     """Unload a program; with ``force`` detach its links first. Raises NotFound, Conflict."""
     links = list(state.registry.program(caller, id_).links)
     await state.closing.now(state.registry.delete_program(caller, id_, force), links)
-
-
-async def entries(
-    state: State, caller: Caller, id_: str, after: bytes | None, limit: int
-) -> Sequence[Entry]:
-    """At most ``limit`` entries of a map behind the key ``after``."""
-    each = state.registry.map(caller, id_)
-    if after is not None:
-        _check_key(each, after, "after")
-    details = state.map_details[id_]
-    try:
-        return await state.executor.run(
-            state.kernel.read_entries, state.handle(id_), details, after, limit, uid=caller.uid
-        )
-    except Closed:
-        raise _ended(id_) from None
-
-
-async def entry(state: State, caller: Caller, id_: str, key: bytes) -> Entry:
-    """One entry of a map. Raises NotFound where there is none of that key."""
-    each = state.registry.map(caller, id_)
-    _check_key(each, key, "key")
-    details = state.map_details[id_]
-    try:
-        value = await state.executor.run(
-            state.kernel.read_entry, state.handle(id_), details, key, uid=caller.uid
-        )
-    except Closed:
-        raise _ended(id_) from None
-    if value is None:
-        raise NotFound(f"map {id_} has no entry {key.hex()}")
-    return key, value
-
-
-def _ended(id_: str) -> NotFound:
-    return NotFound(f"map {id_} has ended with its last program")
-
-
-def _check_key(each: Map, key: bytes, where: str) -> None:
-    if len(key) != each.key_size:
-        raise Invalid.at(
-            [where], f"has {len(key)} bytes; a key of this map has {each.key_size}, written in hex"
-        )

@@ -16,7 +16,7 @@ from kpmd.core.registry import Registry
 from kpmd.core.specs import MAX_TARGETS
 from kpmd.errors import ShuttingDown
 from kpmd.runtime.audit import Audit
-from kpmd.runtime.carrier import Carrier
+from kpmd.runtime.carrier import Carrier, owned_fds
 from kpmd.runtime.clients import Clients
 from kpmd.runtime.closing import Closing
 from kpmd.runtime.executor import Executor
@@ -25,8 +25,11 @@ from kpmd.runtime.features import Features
 from kpmd.runtime.journal import Journal
 from kpmd.runtime.kernel import Handle, Kernel
 from kpmd.runtime.lease_timer import LeaseTimer
+from kpmd.runtime.lent import Lent
 from kpmd.runtime.policies import Policies
 from kpmd.runtime.quotas import Counters
+from kpmd.runtime.records import Records
+from kpmd.runtime.stacks import StackSymbols
 from kpmd.runtime.symbols import Symbols
 
 
@@ -83,12 +86,15 @@ class State:
         self.journal = Journal(now)
         self.registry.on_event = self._happened
         self.closing = Closing(self.executor, self.registry, self._take)
+        self.lent = Lent(self.registry, self.executor)
         self.carrier = Carrier(store, self.executor)
         self.registry.on_change = self.carrier.update_later
         self.clients = Clients(self.registry, self.closing.later, self.carrier)
         self.lease_timer = LeaseTimer(self.registry, clock, self.closing.later)
         self.features = Features(kernel, self.executor)
+        self.records = Records(kernel, self.executor)
         self.symbols = Symbols(kernel, deny or DenyList())
+        self.stacks = StackSymbols(kernel)
         #: What the kernel told of each map when it was made.
         self.map_details: dict[str, MapDetails] = {}
         self._handles: dict[str, Handle] = {}
@@ -142,7 +148,11 @@ class State:
     def _take(self, id_: str) -> Handle:
         """The handle of a record that has ended, to be closed."""
         self.map_details.pop(id_, None)
-        return _Stored(self._handles.pop(id_), self.carrier.take(id_))
+        self.records.end(id_)
+        handle = self._handles.pop(id_)
+        if id_ in self.registry.lent:
+            handle = self.lent.last(id_, *owned_fds(handle))
+        return _Stored(handle, self.carrier.take(id_))
 
     def _happened(self, event: Event) -> None:
         if event.what == "lease" and event.event == "ended":
@@ -186,5 +196,7 @@ class State:
         await self.closing.drain()
         await self.carrier.drain()
         self.clients.close()
+        await self.lent.close()
+        await self.records.drain()
         await self.executor.drain()
         self.kernel.close()

@@ -52,6 +52,45 @@ class Turns(Generic[U, T]):
         return True
 
 
+class Gate:
+    """Lets one piece of work through in each round of the event loop, users in turn.
+
+    For what is never done with: streams that are always ready. All else gets its time in between.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: Turns[int, asyncio.Future[None]] = Turns()
+        self._taken = False
+
+    async def enter(self, uid: int) -> None:
+        """Return when it is this user's turn; until ``leave`` it is nobody else's."""
+        if not self._taken:
+            self._taken = True
+            return
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.push(uid, turn)
+        try:
+            await turn
+        except BaseException:
+            if not self._waiting.remove(uid, turn):
+                self.leave()  # it had just come
+            raise
+
+    def leave(self) -> None:
+        """The next one may enter in the next round."""
+        self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        turn = self._waiting.pop()
+        while turn is not None and turn.done():
+            turn = self._waiting.pop()
+        if turn is None:
+            self._taken = False
+        else:
+            turn.set_result(None)
+
+
 class Crowd:
     """Whether several users came lately. For the event loop only."""
 

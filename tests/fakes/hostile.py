@@ -116,19 +116,25 @@ def uses_map(fd: int, source: int = 1) -> bytes:
     return struct.pack("=BBhi", 0x18, 1 | source << 4, 0, fd) + bytes(8) + _RETURN
 
 
+def a_map(fd: object, **changed: Any) -> dict[str, Any]:
+    """What a parser says of a map."""
+    return {"name": "m", "fd": fd, "key_type": 0, "value_type": 0, **changed}
+
+
 def honest(**changed: Any) -> dict[str, Any]:
     """What a true parser says, or nearly."""
     program, map_ = load(), make_map()
     answer: dict[str, Any] = {
         "programs": [{"name": "p", "fd": program, "log": None}],
-        "maps": [{"name": "m", "fd": map_}],
+        "maps": [a_map(map_)],
+        "btf": "",
     }
     return {**answer, **changed}
 
 
 def claim(fd: object, map_: object = None) -> Callable[[], dict[str, Any]]:
     """An answer with an FD that is not what it is said to be."""
-    maps = [] if map_ is None else [{"name": "m", "fd": map_}]
+    maps = [] if map_ is None else [a_map(map_)]
     programs = [{"name": "p", "fd": fd, "log": None}]
     return lambda: honest(programs=programs, maps=maps)
 
@@ -365,11 +371,11 @@ ATTACKS: dict[str, Callable[[], object]] = {
     "lie-float": claim(3.5),
     "lie-list-fd": claim([3]),
     "lie-map-as-program": lambda: honest(programs=[{"name": "p", "fd": make_map(), "log": None}]),
-    "lie-program-as-map": lambda: honest(maps=[{"name": "m", "fd": load()}]),
+    "lie-program-as-map": lambda: honest(maps=[a_map(load())]),
     "lie-probe": lambda: honest(
         programs=[{"name": "p", "fd": load(kind=_SOCKET_FILTER), "log": None}]
     ),
-    "lie-btf": lambda: honest(maps=[{"name": "m", "fd": os.memfd_create("x")}]),
+    "lie-btf": lambda: honest(maps=[a_map(os.memfd_create("x"))]),
     "lie-deep": lambda: honest(programs=_nested(500)),
     "lie-forbidden": lambda: {"error": "forbidden", "detail": "x", "fields": {"refused": ["y"]}},
     "lie-quota": lambda: {"error": "quota", "detail": "x", "fields": {"limit": "programs"}},
@@ -377,7 +383,12 @@ ATTACKS: dict[str, Callable[[], object]] = {
     "lie-words": lambda: {"error": "bad-object", "detail": {"x": 1}},
     "lie-log": lambda: honest(programs=[{"name": "p", "fd": load(), "log": "x" * 70_000}]),
     "lie-name": lambda: honest(programs=[{"name": 7, "fd": load(), "log": None}]),
-    "lie-twice": lambda: honest(maps=[{"name": "m", "fd": make_map()}] * 200),
+    "lie-type": lambda: honest(maps=[a_map(make_map(), key_type="1")]),
+    "lie-no-type": lambda: honest(maps=[{"name": "m", "fd": make_map()}]),
+    "lie-types": lambda: honest(btf="?"),
+    "lie-long-types": lambda: honest(btf="A" * 600_000),
+    "lie-no-types": lambda: honest(btf=None),
+    "lie-twice": lambda: honest(maps=[a_map(make_map())] * 200),
 }
 
 

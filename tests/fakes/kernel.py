@@ -14,11 +14,12 @@ from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.features import Answer
 from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded, LoadedMap, LoadedProgram
-from kpmd.bpf.maps import Entry
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
 from kpmd.bpf.rights import Rights
 from kpmd.core.model import Mechanism
 from kpmd.errors import BadObject, VerifierRejected
+from tests.fakes.content import FakeContent
+from tests.fakes.rings import FakePerf, FakeRing, OpenRing
 
 TEXT = 0xFFFFFFFF81000000
 
@@ -158,6 +159,14 @@ class FakeKernel:
     calls: list[str] = field(default_factory=list)
     entries: dict[bytes, list[bytes]] = field(default_factory=dict)
     map_type: tuple[str, int] = ("hash", 1)
+    #: Bytes of its keys and values.
+    map_sizes: tuple[int, int] = (8, 8)
+    #: What is in its queue or stack, the oldest first.
+    queue: list[bytes] = field(default_factory=list)
+    #: The sections of variables that its objects have: name, value, and its type.
+    variables: Sequence[tuple[str, bytes, int]] = ()
+    #: What is in them by now.
+    sections: dict[str, dict[bytes, list[bytes]]] = field(default_factory=dict)
     links: list[FakeLink] = field(default_factory=list)
     programs: list[OwnedFd] = field(default_factory=list)
     maps: list[OwnedFd] = field(default_factory=list)
@@ -172,6 +181,13 @@ class FakeKernel:
     budget: tuple[int, int] | None = None
     #: Everything there ever was, by its number, which is its kernel id.
     objects: dict[int, ProgramInfo | MapDetails | LinkDetails] = field(default_factory=dict)
+
+    #: What is in its ring buffer, and in its perf buffers.
+    ring: FakeRing = field(default_factory=FakeRing)
+    perf: FakePerf = field(default_factory=FakePerf)
+    #: The BTF of its objects, and of which types their map's keys and values are.
+    btf: bytes = b""
+    map_types: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(100)
@@ -242,17 +258,30 @@ class FakeKernel:
         number = next(self._ids)
         type_name, type_number = self.map_type
         details = MapDetails(
-            number, "counts", type_name, type_number, 8, 8, max_entries.get("counts", 16384)
+            number,
+            "counts",
+            type_name,
+            type_number,
+            *self.map_sizes,
+            max_entries.get("counts", 16384),
         )
         names = programs or ("count", "other")
-        counts = OwnedFd(os.eventfd(number), "map counts")
-        with self._lock:
-            self.maps.append(counts)
-            self.objects[number] = details
+        maps = [LoadedMap("counts", self._map(details), details, *self.map_types)]
+        for name, value, type_id in self.variables:
+            self.sections[name] = {bytes(4): [value]}
+            details = MapDetails(next(self._ids), name, "array", 2, 4, len(value), 1)
+            maps.append(LoadedMap(name, self._map(details), details, 0, type_id))
+        ids = tuple(each.details.kernel_id for each in maps)
         return Loaded(
-            [self._program(name, attach or "kprobe_multi", (number,)) for name in names],
-            [LoadedMap("counts", counts, details)],
+            [self._program(name, attach or "kprobe_multi", ids) for name in names], maps, self.btf
         )
+
+    def _map(self, details: MapDetails) -> OwnedFd:
+        fd = OwnedFd(os.eventfd(details.kernel_id), f"map {details.name}")
+        with self._lock:
+            self.maps.append(fd)
+            self.objects[details.kernel_id] = details
+        return fd
 
     def create_link(
         self,
@@ -350,18 +379,19 @@ class FakeKernel:
         assert isinstance(found, LinkDetails)
         return found
 
-    def read_entries(
-        self, map_: Any, details: MapDetails, after: bytes | None, limit: int
-    ) -> list[Entry]:
-        self.enter("read_entries")
-        map_.fileno()  # raises Closed where it is
-        keys = [key for key in sorted(self.entries) if after is None or key > after]
-        return [(key, self.entries[key]) for key in keys[:limit]]
+    def content(self, map_: Any, details: MapDetails) -> FakeContent:
+        entries = self.sections.get(details.name, self.entries)
+        return FakeContent(self.enter, map_, details, entries, self.queue)
 
-    def read_entry(self, map_: Any, details: MapDetails, key: bytes) -> list[bytes] | None:
-        self.enter("read_entry")
+    def open_ring(self, map_: Any, details: MapDetails) -> OpenRing:
+        self.enter("open_ring")
         map_.fileno()  # raises Closed where it is
-        return self.entries.get(key)
+        return self.ring.open(details.max_entries)
+
+    def open_perf(self, map_: Any) -> FakePerf:
+        self.enter("open_perf")
+        map_.fileno()  # raises Closed where it is
+        return self.perf.open()
 
     def symbol_files(self) -> SymbolFiles:
         self.enter("symbol_files")

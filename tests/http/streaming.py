@@ -1,4 +1,4 @@
-"""A listener to GET /events that sees how its stream ends, which HTTP libraries hide."""
+"""A listener to a stream that sees how it ends, which HTTP libraries hide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class Cut(Exception):
 
 
 class Stream:
-    """An answer to GET /events as it comes; every event is checked against the contract."""
+    """An answer to GET /events, or the like, as it comes; all of it is checked against the
+    contract.
+    """
 
     def __init__(
         self, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -78,6 +80,17 @@ class Stream:
                     raise EOFError
         return self._ready.popleft()
 
+    async def octets(self, length: int) -> bytes:
+        """The next ``length`` bytes of a stream that has no lines. Raises Cut, EOFError."""
+        async with asyncio.timeout(10):
+            while len(self._left) < length:
+                data = await self._chunk()
+                if not data:
+                    raise EOFError
+                self._left += data
+        found, self._left = self._left[:length], self._left[length:]
+        return found
+
     async def until(self, event: str, id_: str) -> list[Any]:
         """All events up to this one of the thing of that id."""
         found = []
@@ -106,6 +119,7 @@ async def listening(
     query: str = "",
     headers: Mapping[str, str] | None = None,
     version: str = "1.1",
+    path: str = "/events",
 ) -> AsyncIterator[Stream]:
     """Listen, on the daemon's socket or a connection to it; the headers have come by then."""
     if isinstance(where, Path):
@@ -113,7 +127,7 @@ async def listening(
     else:
         where.setblocking(False)  # noqa: ASYNC240 - it is no path
         reader, writer = await asyncio.open_unix_connection(sock=where)
-    path = "/events" + query
+    path += query
     lines = [f"GET {path} HTTP/{version}", "Host: x"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     try:

@@ -27,7 +27,7 @@ async def test_capabilities(client: Client, kernel: FakeKernel) -> None:
     assert (multi["supported"], multi["min_kernel"], multi["reason"]) == (True, "5.18", None)
     assert found["features"]["bpf_link_kprobe_session"]["min_kernel"] == "6.10"
     assert found["api"] == {"version": API_VERSION, "extensions": []}
-    assert found["builtins"] == ["count"]
+    assert found["builtins"] == ["count", "latency", "stacks", "trace"]
     assert found["limits"] == {
         "body_bytes": 32 << 20,
         "object_bytes": 16 << 20,

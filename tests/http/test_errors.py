@@ -569,6 +569,6 @@ def test_the_contract_knows_every_kind_of_the_error_table_for_its_calls() -> Non
             told = operation["responses"]
             assert "400" in told, (method, path)
             assert "422" in told, (method, path)
-            assert ("413" in told) == ("requestBody" in operation), (method, path)
+            assert "413" in told or "requestBody" not in operation, (method, path)
             if "{id}" in path:
                 assert "404" in told, (method, path)

@@ -113,7 +113,7 @@ async def test_maps_that_do_not_exist(client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("read_entries", "/entries"), ("read_entry", f"/entries/{key(1).hex()}")],
+    [("page", "/entries"), ("lookup", f"/entries/{key(1).hex()}")],
 )
 async def test_what_the_kernel_refuses(
     client: Client, kernel: FakeKernel, method: str, path: str
@@ -129,7 +129,7 @@ async def test_what_the_kernel_refuses(
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("read_entries", "/entries"), ("read_entry", f"/entries/{key(1).hex()}")],
+    [("page", "/entries"), ("lookup", f"/entries/{key(1).hex()}")],
 )
 async def test_a_map_that_ends_while_it_is_read(
     client: Client, kernel: FakeKernel, method: str, path: str

@@ -15,6 +15,7 @@ from kpmd.bpf.fd import OwnedFd, tracer
 from kpmd.bpf.kernel import LinuxKernel, Loaded
 from kpmd.bpf.syscall import BpfError
 from tests.kernel.conftest import OBJECTS
+from tests.kernel.content import entries
 
 pytestmark = pytest.mark.multi
 
@@ -78,13 +79,13 @@ class Recorder:
 
     def seen(self) -> dict[int, tuple[int, int]]:
         """Cookie -> (function address, calls)."""
-        found = self._kernel.read_entries(self._map.fd, self._map.details, None, 4096)
+        found = entries(self._kernel, self._map)
         return {
             int.from_bytes(key, "little"): (
                 int.from_bytes(value[:8], "little"),
                 int.from_bytes(value[8:], "little"),
             )
-            for key, (value,) in found
+            for key, (value,) in found.items()
         }
 
 
@@ -227,9 +228,8 @@ def test_session_runs_at_entry_and_return(kernel: LinuxKernel) -> None:
             cookies=[9],
         ):
             call_getpid(4)
-        value = kernel.read_entry(seen.fd, seen.details, (9).to_bytes(8, "little"))
-        assert value is not None
-        assert int.from_bytes(value[0][8:], "little") == 8
+        (value,) = entries(kernel, seen)[(9).to_bytes(8, "little")]
+        assert int.from_bytes(value[8:], "little") == 8
     finally:
         loaded.close()
 
@@ -244,7 +244,7 @@ def test_possible_cpus_is_the_width_of_percpu_values(kernel: LinuxKernel) -> Non
             loaded.programs[0].fd, AttachType.KPROBE_MULTI, symbols=[GETPID.encode()]
         ):
             call_getpid(6)
-        ((_, values),) = kernel.read_entries(counts.fd, counts.details, None, 10)
+        (values,) = entries(kernel, counts).values()
         assert len(values) == maps.possible_cpus()
         assert sum(int.from_bytes(value, "little") for value in values) >= 6
     finally:

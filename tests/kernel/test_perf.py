@@ -22,6 +22,7 @@ from kpmd.bpf.fd import Closed, OwnedFd, tracer
 from kpmd.bpf.kernel import LinuxKernel, Loaded
 from kpmd.bpf.perf import PerfAttachError
 from kpmd.errors import NotSupported, TooLarge
+from tests.kernel import content
 from tests.kernel.conftest import OBJECTS, bpftool_links, kernel_name
 from tests.kernel.test_links import RETURN_ZERO
 
@@ -100,8 +101,8 @@ def load(kernel: LinuxKernel) -> Iterator[Callable[[bytes], Loaded]]:
 
 def entries(kernel: LinuxKernel, loaded: Loaded, name: str) -> dict[int, list[bytes]]:
     found = next(each for each in loaded.maps if each.name == name)
-    listed = kernel.read_entries(found.fd, found.details, None, 4096)
-    return {int.from_bytes(key, "little"): values for key, values in listed}
+    listed = content.entries(kernel, found)
+    return {int.from_bytes(key, "little"): values for key, values in listed.items()}
 
 
 def counts(kernel: LinuxKernel, loaded: Loaded) -> dict[int, int]:

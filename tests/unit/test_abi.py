@@ -129,6 +129,19 @@ LAYOUTS: dict[type[ctypes.Structure], tuple[int, dict[str, int]]] = {
     ),
     abi.InfoAttr: (16, {"bpf_fd": 0, "info_len": 4, "info": 8}),
     abi.MapElemAttr: (32, {"map_fd": 0, "pad": 4, "key": 8, "value": 16, "flags": 24}),
+    abi.MapBatchAttr: (
+        56,
+        {
+            "in_batch": 0,
+            "out_batch": 8,
+            "keys": 16,
+            "values": 24,
+            "count": 32,
+            "map_fd": 36,
+            "elem_flags": 40,
+            "flags": 48,
+        },
+    ),
     abi.LinkInfoKprobeMulti: (
         64,
         {
@@ -243,7 +256,12 @@ def test_numbers() -> None:
         "PROG_LOAD": 5,
         "OBJ_GET_INFO_BY_FD": 15,
         "BTF_LOAD": 18,
+        "MAP_LOOKUP_AND_DELETE_ELEM": 21,
         "MAP_FREEZE": 22,
+        "MAP_LOOKUP_BATCH": 24,
+        "MAP_LOOKUP_AND_DELETE_BATCH": 25,
+        "MAP_UPDATE_BATCH": 26,
+        "MAP_DELETE_BATCH": 27,
         "LINK_CREATE": 28,
         "PROG_BIND_MAP": 35,
     }
@@ -258,4 +276,15 @@ def test_numbers() -> None:
         "percpu_array",
         "lru_percpu_hash",
     }
-    assert abi.PERCPU_TYPES < abi.KEYED_TYPES
+    assert abi.PERCPU_TYPES | abi.BUCKET_TYPES | abi.OUTER_TYPES < abi.KEYED_TYPES
+    assert {abi.MAP_TYPES[each] for each in abi.BUCKET_TYPES} == {
+        "hash",
+        "percpu_hash",
+        "lru_hash",
+        "lru_percpu_hash",
+        "hash_of_maps",
+    }
+    assert {abi.MAP_TYPES[each] for each in abi.OUTER_TYPES} == {"array_of_maps", "hash_of_maps"}
+    assert {abi.MAP_TYPES[each] for each in abi.QUEUE_TYPES} == {"queue", "stack"}
+    assert (abi.MapFlag.STACK_BUILD_ID, abi.MapFlag.MMAPABLE) == (32, 1024)
+    assert (abi.UpdateFlag.ANY, abi.UpdateFlag.NOEXIST, abi.UpdateFlag.EXIST) == (0, 1, 2)

@@ -18,15 +18,14 @@ from kpmd.bpf.abi import (
     InfoAttr,
     LinkCreateKprobeMultiAttr,
     LinkInfoKprobeMulti,
-    MapElemAttr,
     ProgInfo,
     ProgLoadAttr,
 )
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.features import Answer, probe_link
-from kpmd.bpf.objects import LinkDetails, MapDetails
+from kpmd.bpf.objects import LinkDetails
 from kpmd.bpf.syscall import BpfError
-from kpmd.errors import KernelError, KpmdError, NotSupported, TooLarge, VerifierRejected
+from kpmd.errors import KernelError, KpmdError, TooLarge, VerifierRejected
 
 CODE = bytes.fromhex("b7000000000000009500000000000000")
 
@@ -216,7 +215,6 @@ class FakeBpf:
 def bpf(monkeypatch: pytest.MonkeyPatch) -> FakeBpf:
     fake = FakeBpf()
     monkeypatch.setattr(objects, "bpf", fake)
-    monkeypatch.setattr(maps, "bpf", fake)
     return fake
 
 
@@ -411,80 +409,6 @@ def test_clip_log() -> None:
 
 
 # maps.py
-
-
-def details(type_number: int = 1, key: int = 4, value: int = 4) -> MapDetails:
-    return MapDetails(1, "m", "some", type_number, key, value, 10)
-
-
-class FakeMap:
-    """A map behind the fake system call: values as the kernel lays them out."""
-
-    def __init__(self, entries: dict[bytes, bytes]) -> None:
-        self.entries = entries
-
-    def __call__(self, cmd: Cmd, attr: MapElemAttr) -> int:
-        keys = list(self.entries)
-        key = ctypes.string_at(attr.key, 4) if attr.key else None
-        if cmd is Cmd.MAP_LOOKUP_ELEM:
-            assert key is not None
-            if key not in self.entries:
-                return -errno.ENOENT
-            write(attr.value, self.entries[key])
-            return 0
-        assert cmd is Cmd.MAP_GET_NEXT_KEY
-        position = keys.index(key) + 1 if key in self.entries else 0
-        if position == len(keys):
-            return -errno.ENOENT
-        write(attr.value, keys[position])
-        return 0
-
-
-def test_a_map_entry_by_entry(bpf: FakeBpf, thing: OwnedFd) -> None:
-    entries = {b"aaaa": b"1111", b"bbbb": b"2222", b"\0\0\0\0": bytes(4)}
-    bpf.handler = FakeMap(entries)
-    reader = maps.Reader(thing, details(), 1)
-    assert list(reader.entries(None)) == [(key, [value]) for key, value in entries.items()]
-    assert list(reader.entries(b"bbbb")) == [(bytes(4), [bytes(4)])]
-    assert reader.lookup(b"aaaa") == [b"1111"]
-    assert reader.lookup(b"cccc") is None
-    assert list(maps.Reader(thing, details(), 1).entries(bytes(4))) == []
-
-
-def test_an_entry_that_goes_between_its_key_and_its_value(bpf: FakeBpf, thing: OwnedFd) -> None:
-    fake = FakeMap({b"aaaa": b"1111", b"bbbb": b"2222", b"cccc": b"3333"})
-
-    def handler(cmd: Cmd, attr: MapElemAttr) -> int:
-        if cmd is Cmd.MAP_LOOKUP_ELEM and ctypes.string_at(attr.key, 4) == b"bbbb":
-            return -errno.ENOENT
-        return fake(cmd, attr)
-
-    bpf.handler = handler
-    keys = [key for key, _ in maps.Reader(thing, details(), 1).entries(None)]
-    assert keys == [b"aaaa", b"cccc"]
-
-
-def test_values_of_each_cpu_are_padded_to_eight_bytes(bpf: FakeBpf, thing: OwnedFd) -> None:
-    bpf.handler = FakeMap({b"aaaa": b"1111....2222....3333...."})
-    reader = maps.Reader(thing, details(5), 3)
-    assert reader.lookup(b"aaaa") == [b"1111", b"2222", b"3333"]
-    bpf.handler = FakeMap({b"aaaa": b"111111111111....222222222222...."})
-    assert maps.Reader(thing, details(10, value=12), 2).lookup(b"aaaa") == [b"1" * 12, b"2" * 12]
-
-
-@pytest.mark.parametrize("type_number", [3, 4, 7, 12, 13, 22, 27, 30, 33, 99])
-def test_maps_without_keys(thing: OwnedFd, type_number: int) -> None:
-    with pytest.raises(NotSupported):
-        maps.Reader(thing, details(type_number), 1)
-
-
-def test_errors_of_maps(bpf: FakeBpf, thing: OwnedFd) -> None:
-    bpf.handler = lambda cmd, attr: -errno.EPERM
-    reader = maps.Reader(thing, details(), 1)
-    with pytest.raises(KernelError, match="did not read"):
-        reader.lookup(b"aaaa")
-    with pytest.raises(KernelError, match="did not step"):
-        list(reader.entries(None))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from kpmd.core.model import (
     Skipped,
     Targets,
 )
+from kpmd.core.types import ObjectTypes
 from tests.unit.records import a_lease, a_link, a_map, a_program
 
 TEXT = st.text(max_size=20)
@@ -154,6 +155,7 @@ def filled(kind: type[Any]) -> Any:
         "mechanism": "perf_event",
         "released": "lease-ended",
         "detaching": "client-gone",
+        "types": ObjectTypes(b"BTF"),
     }
     made = {}
     for number, field in enumerate(dataclasses.fields(kind), start=1):
@@ -214,6 +216,23 @@ def test_no_field_is_forgotten(kind: type[Any]) -> None:
 def test_a_maps_programs_are_found_out_anew() -> None:
     record, map_ = filled(Program), filled(Map)
     assert again(record, (map_,)).maps == (dataclasses.replace(map_, programs=set()),)
+
+
+def test_the_maps_of_a_program_share_its_objects_types() -> None:
+    record, map_ = filled(Program), filled(Map)
+    record.maps = ("map-1", "map-2")
+    first, second = again(record, (map_, dataclasses.replace(map_, id="map-2"))).maps
+    assert first.types is second.types
+    assert first.types is not None
+    assert first.types.raw == b"BTF"
+
+
+@pytest.mark.parametrize("types", [7, "?", "AAAA", []])
+def test_types_that_are_none(types: Any) -> None:
+    record = filled(Program)
+    body = body_of(record) | {"types": types}
+    with pytest.raises(Unreadable):
+        carried.read(carried.head(record), json.dumps(body).encode())
 
 
 @quick

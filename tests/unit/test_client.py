@@ -168,7 +168,7 @@ def test_daemon_calls(client: Client) -> None:
     found = client.capabilities()
     assert found["features"]["bpf_link_kprobe_multi"]["supported"] is True
     assert found["survives_restart"] is False
-    assert client.capabilities(refresh=True)["builtins"] == ["count"]
+    assert client.capabilities(refresh=True)["builtins"] == ["count", "latency", "stacks", "trace"]
 
 
 def test_whole_round(client: Client) -> None:

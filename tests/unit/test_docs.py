@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/threat-model.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{each.name}" for each in DOCS.glob("*.md"))]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -158,7 +158,7 @@ def test_capabilities(daemon: str) -> None:
     assert re.search(r"targets_per_link +1048576\n", text)
     assert "restart   survived by nothing" in text
     assert "policy    you are an administrator, and may do everything" in text
-    assert read_json(daemon, "capabilities")["builtins"] == ["count"]
+    assert read_json(daemon, "capabilities")["builtins"] == ["count", "latency", "stacks", "trace"]
 
 
 def test_capabilities_that_are_missing() -> None:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kpmd.core import carried
 from kpmd.core.changes import Ending
+from kpmd.core.holdings import LEAST_LENT
 from kpmd.core.model import Client, Connection, Lease, Lifetime, Link, Map, Program
 from kpmd.core.quotas import KEPT, UNLIMITED, Claim, Kept
 from kpmd.core.registry import Registry
@@ -98,6 +99,9 @@ class Machine(RuleBasedStateMachine):
         #: What requests under way have claimed, by user.
         self.claims: list[tuple[int, dict[str, int], Claim]] = []
         self.asking: list[Client] = []
+        #: Maps that clients may hold; and what each counts for that has ended, with its user.
+        self.handed: set[str] = set()
+        self.lent: dict[str, tuple[int, int]] = {}
         #: Clients whose state is stored: those that have held something.
         self.begin(Registry())
 
@@ -131,6 +135,9 @@ class Machine(RuleBasedStateMachine):
             self.closed(program.id)
         for each in ending.maps:
             self.closed(each.id)
+            if each.id in self.handed:
+                self.handed.remove(each.id)
+                self.lent[each.id] = each.uid, max(each.memory, LEAST_LENT)
 
     # What happens
 
@@ -379,6 +386,21 @@ class Machine(RuleBasedStateMachine):
             thing.deleted |= thing.maker == client.id
         self.take(self.registry.release_client(client))
 
+    @precondition(lambda self: len(self.registry.maps) > 0)
+    @rule(data=st.data())
+    def hand_over(self, data: st.DataObject) -> None:
+        each = data.draw(st.sampled_from(list(self.registry.maps)))
+        self.registry.hand_over(each)
+        self.handed.add(each.id)
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def returned(self, data: st.DataObject) -> None:
+        """Nobody holds a map any more that was handed over."""
+        id_ = data.draw(st.sampled_from(sorted(self.lent)))
+        self.registry.returned(id_)
+        del self.lent[id_]
+
     @precondition(lambda self: self.closing)
     @rule(data=st.data())
     def detached(self, data: st.DataObject) -> None:
@@ -415,6 +437,9 @@ class Machine(RuleBasedStateMachine):
         ):
             self.process_anchors[self.processes.pop(number).client.id].alive = False
         self.now += seconds
+        # What clients hold of what had ended nobody knows any more; of the rest they may hold all.
+        self.lent = {}
+        self.handed = set(maps)
         self.begin(Registry())
         numbers = {process.client.id: number for number, process in self.processes.items()}
         for thing in self.model.programs.values():
@@ -469,13 +494,19 @@ class Machine(RuleBasedStateMachine):
                 programs=sum(each.uid == uid for each in registry.programs),
                 links=len(links),
                 targets=sum(len(link.targets) for link in links),
-                map_bytes=sum(each.memory for each in registry.maps if each.uid == uid),
+                map_bytes=sum(each.memory for each in registry.maps if each.uid == uid)
+                + sum(memory for owner, memory in self.lent.values() if owner == uid),
                 leases=sum(lease.uid == uid for lease in registry.leases),
             )
             for owner, claimed, _ in self.claims:
                 if owner == uid:
                     expected.update(claimed)
             assert registry.accounts.used(uid) == expected
+
+    @invariant()
+    def what_is_lent_has_ended(self) -> None:
+        assert self.registry.lent == self.lent
+        assert self.registry.handed == self.handed <= {each.id for each in self.registry.maps}
 
     @invariant()
     def what_is_bound_is_what_has_not_ended(self) -> None:

@@ -1,0 +1,400 @@
+"""Streams of records: out of a map's buffer, to everyone who reads it, and never lost in silence.
+
+A map that is read has one *pump*, which takes what is in its buffer as soon as it is there, and
+gives it to all readers of the map. Each has a queue of bounded size; what does not fit into it is
+counted, and told in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kpmd.bpf.fd import Closed
+from kpmd.bpf.objects import MapDetails
+from kpmd.core.ring import Batch, RingError, scan_perf, scan_ring
+from kpmd.errors import NotFound, NotSupported
+from kpmd.log import Log
+from kpmd.runtime.executor import Executor, Lane
+from kpmd.runtime.kernel import Handle, Kernel, PerfRings, RingBuffer
+from kpmd.runtime.turns import Gate
+
+log = Log("kpmd.records")
+
+#: Bytes that wait for one reader.
+QUEUE_BYTES = 1 << 20
+
+#: Records, and about so many bytes of them, that are taken at once.
+BATCH_RECORDS = 1024
+BATCH_BYTES = 64 << 10
+
+#: Bytes of a record that is sent. Larger ones are for who has the map itself.
+MOST_BYTES = 256 << 10
+
+#: Seconds to wait before looking again where less than a batch was there: the next one is larger,
+#: and a record more often than that does not wake anybody.
+_PAUSE = 0.001
+
+#: The same where a record is still being written: that is a matter of nanoseconds, unless its
+#: writer was interrupted.
+_BUSY_PAUSE = 0.002
+
+#: Seconds after which a reader is cut off that takes nothing while there is something for it.
+STALL_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Records that a reader does not get: how many, and whose fault that is."""
+
+    number: int
+    reason: str
+
+
+#: The reader was too slow; the kernel had no room left in a perf buffer; over MOST_BYTES.
+SLOW, NO_ROOM, TOO_LARGE = "reader-too-slow", "buffer-full", "too-large"
+
+Item = Batch | Lost
+
+
+class _Source(Protocol):
+    """A buffer, and where in it we are."""
+
+    #: A record is still being written.
+    busy: bool
+
+    def take(self, most: int, *, wanted: bool) -> tuple[Batch | None, Lost | None]:
+        """The next records, without their bytes if not ``wanted``; and what was lost behind them.
+
+        None and None: there is nothing now.
+        """
+
+    def fileno(self) -> int:
+        """What becomes readable when there are records."""
+
+    def close(self) -> None:
+        """Blocks."""
+
+
+class _Ring:
+    def __init__(self, memory: RingBuffer) -> None:
+        self._memory = memory
+        self.busy = False
+        self.fileno, self.close = memory.fileno, memory.close
+
+    def take(self, most: int, *, wanted: bool) -> tuple[Batch | None, Lost | None]:
+        memory = self._memory
+        consumer, producer = memory.positions()
+        there = producer - consumer
+        if not 0 <= there <= memory.size or consumer % 8:
+            raise RingError("the buffer's positions make no sense")
+        self.busy = False
+        if not there:
+            return None, None
+        start = consumer & (memory.size - 1)
+        end = start + there
+        runs, taken, count = scan_ring(memory.words, start, end, most, BATCH_BYTES)
+        if not taken:
+            self.busy = True
+            return None, None
+        lost = None
+        if taken > BATCH_BYTES + MOST_BYTES and count > 1:
+            # The last of them is too large, and the next time alone.
+            runs, taken, count = scan_ring(memory.words, start, end, count - 1, BATCH_BYTES)
+        elif taken > BATCH_BYTES + MOST_BYTES and count:
+            runs, lost = [], Lost(count, TOO_LARGE)
+        raw = bytes(memory.data[start : start + taken]) if wanted and runs else b""
+        memory.consume(consumer + taken)
+        return Batch(raw, runs, 0 if lost else count), lost
+
+
+class _Perf:
+    """All CPUs' buffers, one after the other."""
+
+    busy = False
+
+    def __init__(self, rings: PerfRings) -> None:
+        self._rings = rings
+        self._next = 0
+        self.fileno, self.close = rings.fileno, rings.close
+
+    def take(self, most: int, *, wanted: bool) -> tuple[Batch | None, Lost | None]:
+        buffers = self._rings.buffers
+        for _ in buffers:
+            buffer = buffers[self._next % len(buffers)]
+            self._next += 1
+            if raw := buffer.content():
+                runs, taken, count, lost = scan_perf(raw, most)
+                if taken:
+                    buffer.consume(taken)
+                    batch = Batch(raw[:taken] if wanted else b"", runs, count)
+                    return batch, Lost(lost, NO_ROOM) if lost else None
+        return None, None
+
+
+class Reader:
+    """One reader's queue."""
+
+    def __init__(self, pump: _Pump, uid: int) -> None:
+        self._pump = pump
+        self._items: deque[Item] = deque()
+        self._bytes = 0
+        self._lost = 0
+        self._wake = asyncio.Event()
+        self._ended = False
+        self._taken_at = pump.now()
+        self.uid = uid
+        #: Called when it is cut off.
+        self.on_cut: Callable[[], None] = lambda: None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next batch will be kept."""
+        return self._bytes < QUEUE_BYTES
+
+    def put(self, batch: Batch, lost: Lost | None) -> None:
+        """More records, and the news that some behind them are lost."""
+        if batch.count:
+            if self.has_room:
+                self._tell_lost()
+                if not self._items:
+                    self._taken_at = self._pump.now()
+                self._items.append(batch)
+                self._bytes += len(batch.raw)
+            else:
+                self._lost += batch.count
+                if self._pump.now() - self._taken_at > STALL_SECONDS:
+                    log.info("reader takes nothing", map=self._pump.id, uid=self.uid)
+                    self.cut()
+        if lost is not None:
+            self._tell_lost()
+            self._append_lost(lost)
+        self._wake.set()
+
+    def _tell_lost(self) -> None:
+        if self._lost:
+            self._append_lost(Lost(self._lost, SLOW))
+            self._lost = 0
+
+    def _append_lost(self, lost: Lost) -> None:
+        last = self._items[-1] if self._items else None
+        if isinstance(last, Lost) and last.reason == lost.reason:
+            # Who never reads shall not be told in more and more words.
+            self._items[-1] = Lost(last.number + lost.number, lost.reason)
+        else:
+            self._items.append(lost)
+
+    async def next(self) -> Item | None:
+        """What comes next; None: nothing will any more."""
+        while True:
+            if not self._items:
+                self._tell_lost()
+            if self._items:
+                item = self._items.popleft()
+                if isinstance(item, Batch):
+                    self._bytes -= len(item.raw)
+                self._taken_at = self._pump.now()
+                return item
+            if self._ended:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+
+    def cut(self) -> None:
+        """End it in a way that cannot be taken for the end of what there is."""
+        self.close()
+        self.on_cut()
+
+    def end(self) -> None:
+        """Nothing more will come; what has come can still be taken."""
+        self._ended = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Read no more."""
+        self._items.clear()
+        self._lost = 0
+        self.end()
+        self._pump.leave(self)
+
+
+class _Pump:
+    """Takes records out of one map's buffer as long as somebody reads it."""
+
+    def __init__(
+        self, records: Records, id_: str, uid: int, opening: Callable[[], Awaitable[_Source]]
+    ) -> None:
+        self.id = id_
+        self._records = records
+        self._uid = uid
+        self._readers: set[Reader] = set()
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        #: It takes nothing any more but what is there already.
+        self.ending = False
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+        self.task = self._loop.create_task(self._run(opening))
+
+    def join(self, uid: int) -> Reader:
+        """One reader more."""
+        reader = Reader(self, uid)
+        self._readers.add(reader)
+        return reader
+
+    def leave(self, reader: Reader) -> None:
+        """One reader less; without any the pump ends."""
+        self._readers.discard(reader)
+        if not self._readers:
+            self.end()
+
+    def end(self) -> None:
+        """Take what is there now, and then no more."""
+        self.ending = True
+        self._wake.set()
+
+    async def _run(self, opening: Callable[[], Awaitable[_Source]]) -> None:
+        try:
+            source = await opening()
+        except Exception as error:
+            self.opened.set_exception(error)
+            return
+        self.opened.set_result(None)
+        try:
+            while not self.ending:
+                if not await self._turn(source):
+                    await self._wait(source)
+            # What was written before the end. It may go on being written: not for ever.
+            for _ in range(QUEUE_BYTES // BATCH_BYTES):
+                if not self._readers or not await self._turn(source):
+                    break
+        except RingError as error:
+            log.warning("stream cut", map=self.id, reason=str(error))
+            for reader in list(self._readers):
+                reader.cut()
+        finally:
+            self.ending = True
+            for reader in self._readers:
+                reader.end()
+            await self._records.executor.run(source.close, lane=Lane.CLOSE)
+
+    async def _turn(self, source: _Source) -> bool:
+        """Take a batch, if there is one. False: it is time to wait."""
+        gate = self._records.gate
+        await gate.enter(self._uid)
+        try:
+            wanted = any(reader.has_room for reader in self._readers)
+            batch, lost = source.take(BATCH_RECORDS, wanted=wanted)
+            if batch is not None:
+                for reader in list(self._readers):
+                    reader.put(batch, lost)
+        finally:
+            gate.leave()
+        if batch is not None and batch.count < BATCH_RECORDS and not self.ending:
+            await self._sleep(_PAUSE)
+        return batch is not None
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait so long, or until the end."""
+        self._wake.clear()
+        if not self.ending:
+            handle = self._loop.call_later(seconds, self._wake.set)
+            await self._wake.wait()
+            handle.cancel()
+
+    async def _wait(self, source: _Source) -> None:
+        """Wait for records, or until the end."""
+        if source.busy:
+            # It is readable all the time, and yet there is nothing to be had.
+            await self._sleep(_BUSY_PAUSE)
+            return
+        self._wake.clear()
+        if not self.ending:
+            self._loop.add_reader(source.fileno(), self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                self._loop.remove_reader(source.fileno())
+
+
+class Records:
+    """The pumps of all maps that are being read."""
+
+    def __init__(self, kernel: Kernel, executor: Executor) -> None:
+        self._kernel = kernel
+        self.executor = executor
+        self.gate = Gate()
+        self._pumps: dict[str, _Pump] = {}
+        self._stopped = False
+
+    async def read(self, id_: str, handle: Handle, details: MapDetails, uid: int) -> Reader:
+        """Read a map's records from now on, and what is in its buffer already.
+
+        Raises NotSupported for a map that has none, NotFound where it has ended, KernelError.
+        """
+        if details.type not in ("ringbuf", "perf_event_array"):
+            raise NotSupported(
+                f"a map of type {details.type} has no records: ringbuf and perf_event_array have"
+            )
+        pump = self._pumps.get(id_)
+        if pump is None or pump.ending:
+            pump = self._start(id_, handle, details, uid, pump)
+        reader = pump.join(uid)
+        try:
+            await asyncio.shield(pump.opened)
+        except BaseException as error:
+            reader.close()
+            if isinstance(error, Closed):
+                raise NotFound(f"map {id_} has ended with its last program") from None
+            raise
+        return reader
+
+    def _start(
+        self, id_: str, handle: Handle, details: MapDetails, uid: int, before: _Pump | None
+    ) -> _Pump:
+        async def opening() -> _Source:
+            if before is not None:
+                await asyncio.wait([before.task])
+            if details.type == "ringbuf":
+                return _Ring(
+                    await self.executor.run(
+                        self._kernel.open_ring, handle, details, undo=_close, uid=uid
+                    )
+                )
+            return _Perf(
+                await self.executor.run(self._kernel.open_perf, handle, undo=_close, uid=uid)
+            )
+
+        pump = _Pump(self, id_, uid, opening)
+        self._pumps[id_] = pump
+        pump.task.add_done_callback(lambda _: self._forget(pump))
+        if self._stopped:
+            pump.end()
+        return pump
+
+    def _forget(self, pump: _Pump) -> None:
+        if self._pumps.get(pump.id) is pump:
+            del self._pumps[pump.id]
+
+    def end(self, id_: str) -> None:
+        """A map has ended: its readers get what is left in it, and then their end."""
+        if (pump := self._pumps.get(id_)) is not None:
+            pump.end()
+
+    def stop(self) -> None:
+        """Let all streams come to their end, now and from now on."""
+        self._stopped = True
+        for pump in self._pumps.values():
+            pump.end()
+
+    async def drain(self) -> None:
+        """Wait until all pumps have ended; after ``stop``."""
+        while self._pumps:
+            await asyncio.wait([pump.task for pump in self._pumps.values()])
+
+
+def _close(memory: RingBuffer | PerfRings) -> None:
+    memory.close()
