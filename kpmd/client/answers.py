@@ -6,7 +6,7 @@ RFC 3339 in UTC. Keys and values of maps are hex, of the bytes as they lie in me
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 #: How a program is called: at one place of each function, or at its entry and its return.
 Attach = Literal["kprobe_multi", "kprobe_session"]
@@ -160,11 +160,48 @@ class Plan(TypedDict):
     skipped: list[Skipped]
 
 
+class Decoded(TypedDict):
+    """An entry as its object's BTF describes it: of per-CPU maps, a list of values."""
+
+    key: NotRequired[Any]
+    value: NotRequired[Any]
+
+
 class Entry(TypedDict):
     """A map's entry, in hex. Per-CPU maps have a list of values, one for each possible CPU."""
 
     key: str
     value: str | list[str]
+    decoded: NotRequired[Decoded]
+
+
+#: Whether an entry that is written may be new, must be, or must not be.
+Mode = Literal["any", "create", "replace"]
+
+
+class Global(TypedDict):
+    """A global variable, in hex; ``decoded`` and ``type`` as the object's BTF has them."""
+
+    name: str
+    section: str
+    map: str
+    type: str | None
+    size: int
+    writable: bool
+    value: str
+    decoded: NotRequired[Any]
+
+
+class Record(TypedDict):
+    """A record, in hex, or in its place how many are missing, and why.
+
+    ``decoded`` is there where its struct is known.
+    """
+
+    data: NotRequired[str]
+    decoded: NotRequired[Any]
+    lost: NotRequired[int]
+    reason: NotRequired[str]
 
 
 class ClientRecord(TypedDict):

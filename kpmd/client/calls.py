@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from kpmd.client import DEFAULT_SOCKET
 from kpmd.client.connection import MAX_ANSWER, Connection
 from kpmd.client.errors import ProtocolError
-from kpmd.client.events import Events
+from kpmd.client.lines import Lines
 
 #: Items asked for at once; the most that the daemon gives.
 _PAGE = 1000
@@ -29,7 +29,7 @@ class Calls:
         max_answer: int = MAX_ANSWER,
     ) -> None:
         self._connection = Connection(os.fspath(socket_path), timeout, max_answer)
-        self._streams: weakref.WeakSet[Events] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[Lines[Any]] = weakref.WeakSet()
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +48,7 @@ class Calls:
         return self._connection
 
     def close(self) -> None:
-        """Close the connection, and those of its events.
+        """Close the connection, and those of its streams.
 
         What was made with the lifetime ``"connection"`` ends; all else stays, what has the lifetime
         ``"process"`` until this process ends.

@@ -20,16 +20,19 @@ _COMMANDS = {
     "clients": "clients",
     "count": "count",
     "detach": "change",
-    "entries": "show",
+    "entries": "maps",
+    "entry": "maps",
     "events": "events",
+    "globals": "maps",
     "lease": "leases",
     "leases": "leases",
     "link": "show",
     "links": "show",
     "load": "change",
-    "maps": "show",
+    "maps": "maps",
     "policy": "policy",
     "programs": "show",
+    "records": "maps",
     "release": "clients",
     "symbols": "show",
 }
@@ -62,7 +65,8 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"kpmd.client.commands.{_COMMANDS[cmd_name]}")
-        command = getattr(module, cmd_name)
+        # `globals` is a name of Python's own.
+        command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_", None)
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} is no command")
         return command

@@ -10,11 +10,12 @@ from urllib.parse import urlencode
 from kpmd.client import answers
 from kpmd.client.calls import path_of
 from kpmd.client.lifetimes import LifetimeCalls, lifetime_body
+from kpmd.client.maps import MapCalls
 
 Globals = Mapping[str, int | bytes]
 
 
-class Client(LifetimeCalls):
+class Client(LifetimeCalls, MapCalls):
     """A client of the daemon at ``socket_path``; use it as a context manager, or ``close`` it.
 
     It connects with the first call and keeps the connection. ``timeout`` is in seconds, for each
@@ -260,27 +261,6 @@ class Client(LifetimeCalls):
     def detach(self, id: str) -> None:  # noqa: A002 - the API's word
         """Detach a link; when this returns, its program no longer runs."""
         self._connection.call("DELETE", path_of("links", id))
-
-    # Maps
-
-    def maps(self) -> list[answers.Map]:
-        """The maps of the caller's programs."""
-        return list(self._pages("/maps"))
-
-    def map(self, id: str) -> answers.Map:  # noqa: A002 - the API's word
-        """One map. ``not-found`` where there is none, or its last program has ended."""
-        return cast(answers.Map, self._get(path_of("maps", id)))
-
-    def entries(self, map: str) -> Iterator[answers.Entry]:  # noqa: A002 - the API's word
-        """The entries of the map of this id, in the kernel's order, page by page.
-
-        In a hash whose entries are deleted meanwhile the kernel may give some twice, or not at all.
-        """
-        return self._pages(path_of("maps", map, "entries"))
-
-    def entry(self, map: str, key: bytes) -> answers.Entry:  # noqa: A002 - the API's word
-        """One entry; ``key`` is the key's bytes. ``not-found`` where the map has none such."""
-        return cast(answers.Entry, self._get(path_of("maps", map, "entries", key.hex())))
 
     # What they share
 

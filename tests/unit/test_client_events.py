@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kpmd.client import events as events_module
+from kpmd.client import lines as lines_module
 from kpmd.client.client import Client
 from kpmd.client.errors import ApiError, ConnectionFailed, ProtocolError
 from kpmd.client.events import Events
@@ -136,7 +136,7 @@ def test_it_is_lost_when_the_daemon_dies() -> None:
         client.create_lease(60)
         assert next(events)["what"] == "lease"
         process.kill()
-        with pytest.raises(ConnectionFailed, match="in the middle of the events") as caught:
+        with pytest.raises(ConnectionFailed, match="in the middle of the stream") as caught:
             next(events)
         assert caught.value.reason == "lost"
         assert next(events, None) is None
@@ -270,7 +270,7 @@ def test_a_chunk_without_end() -> None:
 
 
 def test_a_line_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "MAX_LINE", 1000)
+    monkeypatch.setattr(lines_module, "MAX_LINE", 1000)
     assert given(HEAD + chunk(event("x" * 900)) + END) == ["x" * 900]
     with pytest.raises(ProtocolError, match="over the 1000 bytes"):
         given(HEAD + chunk(b" " * 600) + chunk(b" " * 600))

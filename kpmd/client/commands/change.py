@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import click
 
-from kpmd.client.commands.show import map_cells, map_table, program_cells, program_table
+from kpmd.client.commands.maps import map_cells, map_table
+from kpmd.client.commands.show import program_cells, program_table
 from kpmd.client.output import Column, Settings, Table, clean, end_each, write_table
 from kpmd.client.parameters import id_of, is_glob, number, size, variable
 

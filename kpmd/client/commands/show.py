@@ -1,4 +1,4 @@
-"""Commands that only look: capabilities, programs, links, link, maps, entries."""
+"""Commands that only look: capabilities, programs, links, link, symbols."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kpmd.client.output import Column, Settings, Table, clean, write_table
-from kpmd.client.parameters import hex_bytes, id_of
+from kpmd.client.parameters import id_of
 
 if TYPE_CHECKING:
     from kpmd.client import answers
@@ -219,69 +219,6 @@ def symbols(settings: Settings, pattern: str) -> None:
                 "yes" if each["ambiguous"] else None,
             ],
         )
-
-
-@click.command()
-@click.pass_obj
-def maps(settings: Settings) -> None:
-    """List the maps of your programs."""
-    with settings.client() as client:
-        settings.write_list(client.maps(), map_table(), map_cells)
-
-
-def map_table() -> Table:
-    """A table of maps, without rows."""
-    return Table(
-        [
-            Column("MAP"),
-            Column("KERNEL ID", right=True),
-            Column("NAME"),
-            Column("TYPE"),
-            Column("KEY", right=True),
-            Column("VALUE", right=True),
-            Column("ENTRIES", right=True),
-            Column("PROGRAMS"),
-        ]
-    )
-
-
-def map_cells(map_: answers.Map) -> list[object]:
-    """A map as a row."""
-    return [
-        map_["id"],
-        map_["kernel_id"],
-        map_["name"],
-        map_["type"],
-        map_["key_size"],
-        map_["value_size"],
-        map_["max_entries"],
-        ",".join(map_["programs"]),
-    ]
-
-
-@click.command()
-@click.argument("map_id")
-@click.option(
-    "--key", type=hex_bytes, metavar="HEX", help="Only the entry with this key, its bytes in hex."
-)
-@click.pass_obj
-def entries(settings: Settings, map_id: str, key: bytes | None) -> None:
-    """Show the entries of a map.
-
-    Keys and values are in hex, byte by byte as they lie in memory; per-CPU maps have one value for
-    each CPU.
-    """
-    with settings.client() as client:
-        if key is not None and settings.json:
-            settings.write_json(client.entry(map_id, key))
-            return
-        found = client.entries(map_id) if key is None else iter([client.entry(map_id, key)])
-        settings.write_list(found, Table([Column("KEY"), Column("VALUE")]), _entry_cells)
-
-
-def _entry_cells(entry: answers.Entry) -> list[object]:
-    value = entry["value"]
-    return [entry["key"], value if isinstance(value, str) else " ".join(value)]
 
 
 def owner_cell(owner: answers.Owner) -> str:
