@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,10 +12,10 @@ from kpmd.api.route import Call, Reply, Route
 from kpmd.core.btf import BtfError
 from kpmd.core.codec import Codec
 from kpmd.core.model import Map
-from kpmd.core.ring import Batch, as_ndjson, as_octets, lost_line, lost_octets, split
+from kpmd.core.ring import Batch, as_ndjson, lost_line, lost_octets, split
 from kpmd.errors import Invalid
 from kpmd.runtime.executor import Lane
-from kpmd.runtime.records import Item, Reader
+from kpmd.runtime.records import Frames, Lost, Reader
 from kpmd.runtime.turns import Gate
 
 NDJSON = "application/x-ndjson"
@@ -63,29 +63,27 @@ class RecordStream:
     async def begin(self, abort: Callable[[], None]) -> AsyncGenerator[bytes, None]:
         """The records in batches, until the map ends."""
         self._reader.on_cut = abort
-        make = self._octets if self.content_type == OCTETS else self._lines
         while (item := await self._reader.next()) is not None:
-            pieces = make(item)
-            while True:
-                # Taking turns with other streams: making text of records takes some time.
-                await self._gate.enter(self._reader.uid)
-                try:
-                    piece = next(pieces, None)
-                finally:
-                    self._gate.leave()
-                if piece is None:
-                    break
-                yield piece
+            if isinstance(item, Lost):
+                yield self._told(item)
+            elif isinstance(item, Frames):
+                yield item.octets
+            else:
+                for part in split(item, self._codec, PIECE):
+                    yield await self._lines(part)
 
-    def _octets(self, item: Item) -> Iterator[bytes]:
-        yield as_octets(item) if isinstance(item, Batch) else lost_octets(item.number)
+    async def _lines(self, batch: Batch) -> bytes:
+        # Taking turns with other streams: making text of records takes some time.
+        await self._gate.enter(self._reader.uid)
+        try:
+            return as_ndjson(batch, self._codec)
+        finally:
+            self._gate.leave()
 
-    def _lines(self, item: Item) -> Iterator[bytes]:
-        if isinstance(item, Batch):
-            for part in split(item, self._codec, PIECE):
-                yield as_ndjson(part, self._codec)
-        else:
-            yield lost_line(item.number, item.reason)
+    def _told(self, lost: Lost) -> bytes:
+        if self.content_type == OCTETS:
+            return lost_octets(lost.number)
+        return lost_line(lost.number, lost.reason)
 
     def close(self) -> None:
         """Nobody reads any more."""
@@ -120,7 +118,7 @@ async def records(call: Call) -> Reply:
         codec = await state.executor.run(_codec, each, query.type, lane=Lane.PARSE, uid=caller.uid)
         each = state.registry.map(caller, each.id, touch=True)  # it may have ended meanwhile
     handle, details = state.handle(each.id), state.map_details[each.id]
-    reader = await state.records.read(each.id, handle, details, caller.uid)
+    reader = await state.records.read(each.id, handle, details, caller.uid, framed=raw)
     return Reply(RecordStream(reader, state.records.gate, OCTETS if raw else NDJSON, codec))
 
 

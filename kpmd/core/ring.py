@@ -31,6 +31,9 @@ _LOST = struct.Struct("<IQ")
 
 _U32 = struct.Struct("<I")
 
+#: Records that are taken apart at once: each time costs a tuple.
+_ROWS = 32
+
 #: Characters of a line beside those of what is in it.
 _LINE = 28
 
@@ -43,24 +46,27 @@ class RingError(ValueError):
 class Run:
     """Records of the same length behind each other: where the first of them begins, and how many.
 
-    Each takes ``stride`` bytes; its length, 4 bytes, stands at ``length_at``, its data at ``at``.
+    Each takes ``stride`` bytes; its data stands at ``at``.
     """
 
     start: int
     count: int
     stride: int
     length: int
-    length_at: int
     at: int
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records that were taken out of a buffer: its bytes, and where in them they are."""
+    """Records in a buffer, or taken out of it: its bytes, and where in them they are."""
 
-    raw: bytes
+    raw: bytes | memoryview
     runs: Sequence[Run]
     count: int
+
+    def copy(self) -> Batch:
+        """The same in memory of its own."""
+        return Batch(bytes(self.raw), self.runs, self.count)
 
 
 def scan_ring(
@@ -92,7 +98,7 @@ def scan_ring(
             continue
         room = max(1, (last - place) // stride)
         number = _same(words, place, head, stride, min(room, most - count))
-        runs.append(Run(place - start, number, stride, length, 0, _RING_HEADER))
+        runs.append(Run(place - start, number, stride, length, _RING_HEADER))
         count += number
         place += number * stride
     return runs, place - start, count
@@ -147,9 +153,9 @@ def scan_perf(raw: bytes, most: int) -> tuple[list[Run], int, int, int]:
                 and (last.stride, last.length) == (size, length)
                 and last.start + last.count * size == place
             ):
-                runs[-1] = Run(last.start, last.count + 1, size, length, 8, _PERF_BEFORE)
+                runs[-1] = Run(last.start, last.count + 1, size, length, _PERF_BEFORE)
             else:
-                runs.append(Run(place, 1, size, length, 8, _PERF_BEFORE))
+                runs.append(Run(place, 1, size, length, _PERF_BEFORE))
             count += 1
         elif kind == _PERF_LOST and size >= 24:
             # u64 id, u64 lost
@@ -160,14 +166,19 @@ def scan_perf(raw: bytes, most: int) -> tuple[list[Run], int, int, int]:
 
 def as_octets(batch: Batch) -> bytes:
     """The records one after the other, each behind its length in 4 bytes, little-endian."""
-    pieces: list[Iterator[bytes]] = []
-    for run in batch.runs:
-        rows = memoryview(batch.raw)[run.start : run.start + run.count * run.stride]
-        skipped = run.at - run.length_at - 4
-        padding = run.stride - run.at - run.length
-        row = struct.Struct(f"{run.length_at}x4s{skipped}x{run.length}s{padding}x")
-        pieces.append(chain.from_iterable(row.iter_unpack(rows)))
-    return b"".join(chain.from_iterable(pieces))
+    return b"".join(_framed(batch.raw, run) for run in batch.runs)
+
+
+def _framed(raw: bytes | memoryview, run: Run) -> bytes:
+    """A run's records: as their lengths are the same, so is what stands between them."""
+    row = f"{run.at}x{run.length}s{run.stride - run.at - run.length}x"
+    rows = memoryview(raw)[run.start : run.start + run.count * run.stride]
+    many = run.count // _ROWS * _ROWS * run.stride
+    records = chain(
+        struct.iter_unpack(row * _ROWS, rows[:many]), struct.iter_unpack(row, rows[many:])
+    )
+    length = _U32.pack(run.length)
+    return length + length.join(chain.from_iterable(records))
 
 
 def split(batch: Batch, codec: Codec | None, most: int) -> Iterator[Batch]:
@@ -208,7 +219,7 @@ def as_ndjson(batch: Batch, codec: Codec | None) -> bytes:
     return "".join(chain.from_iterable(lines)).encode()
 
 
-def _lines(raw: bytes, run: Run, codec: Codec | None) -> Iterator[str]:
+def _lines(raw: bytes | memoryview, run: Run, codec: Codec | None) -> Iterator[str]:
     rows = memoryview(raw)[run.start : run.start + run.count * run.stride]
     shown = _hex(rows, run)
     if codec is None:

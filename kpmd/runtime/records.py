@@ -15,7 +15,7 @@ from typing import Protocol
 
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.objects import MapDetails
-from kpmd.core.ring import Batch, RingError, scan_perf, scan_ring
+from kpmd.core.ring import Batch, RingError, as_octets, scan_perf, scan_ring
 from kpmd.errors import NotFound, NotSupported
 from kpmd.log import Log
 from kpmd.runtime.executor import Executor, Lane
@@ -25,11 +25,11 @@ from kpmd.runtime.turns import Gate
 log = Log("kpmd.records")
 
 #: Bytes that wait for one reader.
-QUEUE_BYTES = 1 << 20
+QUEUE_BYTES = 2 << 20
 
 #: Records, and about so many bytes of them, that are taken at once.
-BATCH_RECORDS = 1024
-BATCH_BYTES = 64 << 10
+BATCH_RECORDS = 4096
+BATCH_BYTES = 256 << 10
 
 #: Bytes of a record that is sent. Larger ones are for who has the map itself.
 MOST_BYTES = 256 << 10
@@ -57,7 +57,23 @@ class Lost:
 #: The reader was too slow; the kernel had no room left in a perf buffer; over MOST_BYTES.
 SLOW, NO_ROOM, TOO_LARGE = "reader-too-slow", "buffer-full", "too-large"
 
-Item = Batch | Lost
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Records as a raw stream has them."""
+
+    octets: bytes
+    count: int
+
+
+Item = Batch | Frames | Lost
+
+
+def _length(item: Item) -> int:
+    """Bytes of it that wait."""
+    if isinstance(item, Lost):
+        return 0
+    return len(item.octets if isinstance(item, Frames) else item.raw)
 
 
 class _Source(Protocol):
@@ -65,12 +81,17 @@ class _Source(Protocol):
 
     #: A record is still being written.
     busy: bool
+    #: There was more than what was taken last.
+    more: bool
 
-    def take(self, most: int, *, wanted: bool) -> tuple[Batch | None, Lost | None]:
-        """The next records, without their bytes if not ``wanted``; and what was lost behind them.
+    def take(self) -> tuple[Batch | None, Lost | None]:
+        """The next records, still in the buffer, and what was lost behind them.
 
         None and None: there is nothing now.
         """
+
+    def taken(self) -> None:
+        """What ``take`` gave last is not needed any more: it may be written over."""
 
     def fileno(self) -> int:
         """What becomes readable when there are records."""
@@ -82,10 +103,11 @@ class _Source(Protocol):
 class _Ring:
     def __init__(self, memory: RingBuffer) -> None:
         self._memory = memory
-        self.busy = False
+        self._position = 0
+        self.busy = self.more = False
         self.fileno, self.close = memory.fileno, memory.close
 
-    def take(self, most: int, *, wanted: bool) -> tuple[Batch | None, Lost | None]:
+    def take(self) -> tuple[Batch | None, Lost | None]:
         memory = self._memory
         consumer, producer = memory.positions()
         there = producer - consumer
@@ -96,19 +118,23 @@ class _Ring:
             return None, None
         start = consumer & (memory.size - 1)
         end = start + there
-        runs, taken, count = scan_ring(memory.words, start, end, most, BATCH_BYTES)
-        if not taken:
+        runs, length, count = scan_ring(memory.words, start, end, BATCH_RECORDS, BATCH_BYTES)
+        if not length:
             self.busy = True
             return None, None
         lost = None
-        if taken > BATCH_BYTES + MOST_BYTES and count > 1:
+        if length > BATCH_BYTES + MOST_BYTES and count > 1:
             # The last of them is too large, and the next time alone.
-            runs, taken, count = scan_ring(memory.words, start, end, count - 1, BATCH_BYTES)
-        elif taken > BATCH_BYTES + MOST_BYTES and count:
-            runs, lost = [], Lost(count, TOO_LARGE)
-        raw = bytes(memory.data[start : start + taken]) if wanted and runs else b""
-        memory.consume(consumer + taken)
-        return Batch(raw, runs, 0 if lost else count), lost
+            runs, length, count = scan_ring(memory.words, start, end, count - 1, BATCH_BYTES)
+        elif length > BATCH_BYTES + MOST_BYTES and count:
+            lost = Lost(count, TOO_LARGE)
+            runs, count = [], 0
+        self.more = length < there
+        self._position = consumer + length
+        return Batch(memory.data[start : start + length], runs, count), lost
+
+    def taken(self) -> None:
+        self._memory.consume(self._position)
 
 
 class _Perf:
@@ -118,28 +144,51 @@ class _Perf:
 
     def __init__(self, rings: PerfRings) -> None:
         self._rings = rings
-        self._next = 0
+        self._next = self._length = 0
+        self.more = False
         self.fileno, self.close = rings.fileno, rings.close
 
-    def take(self, most: int, *, wanted: bool) -> tuple[Batch | None, Lost | None]:
+    def take(self) -> tuple[Batch | None, Lost | None]:
         buffers = self._rings.buffers
         for _ in buffers:
-            buffer = buffers[self._next % len(buffers)]
-            self._next += 1
-            if raw := buffer.content():
-                runs, taken, count, lost = scan_perf(raw, most)
-                if taken:
-                    buffer.consume(taken)
-                    batch = Batch(raw[:taken] if wanted else b"", runs, count)
-                    return batch, Lost(lost, NO_ROOM) if lost else None
+            self._next = (self._next + 1) % len(buffers)
+            raw = buffers[self._next].content()
+            runs, self._length, count, lost = scan_perf(raw, BATCH_RECORDS)
+            if self._length:
+                self.more = self._length < len(raw)
+                return Batch(raw, runs, count), Lost(lost, NO_ROOM) if lost else None
         return None, None
+
+    def taken(self) -> None:
+        self._rings.buffers[self._next].consume(self._length)
+
+
+class _Forms:
+    """A batch in the forms that readers want it in: each is made once, and only if it is wanted."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._rows: Batch | None = None
+        self._frames: Frames | None = None
+        self.count = batch.count
+
+    def get(self, *, framed: bool) -> Batch | Frames:
+        """One of the two."""
+        if framed:
+            if self._frames is None:
+                self._frames = Frames(as_octets(self._batch), self.count)
+            return self._frames
+        if self._rows is None:
+            self._rows = self._batch.copy()
+        return self._rows
 
 
 class Reader:
     """One reader's queue."""
 
-    def __init__(self, pump: _Pump, uid: int) -> None:
+    def __init__(self, pump: _Pump, uid: int, framed: bool) -> None:
         self._pump = pump
+        self._framed = framed
         self._items: deque[Item] = deque()
         self._bytes = 0
         self._lost = 0
@@ -150,20 +199,16 @@ class Reader:
         #: Called when it is cut off.
         self.on_cut: Callable[[], None] = lambda: None
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the next batch will be kept."""
-        return self._bytes < QUEUE_BYTES
-
-    def put(self, batch: Batch, lost: Lost | None) -> None:
+    def put(self, batch: _Forms, lost: Lost | None) -> None:
         """More records, and the news that some behind them are lost."""
         if batch.count:
-            if self.has_room:
+            if self._bytes < QUEUE_BYTES:
                 self._tell_lost()
                 if not self._items:
                     self._taken_at = self._pump.now()
-                self._items.append(batch)
-                self._bytes += len(batch.raw)
+                item = batch.get(framed=self._framed)
+                self._items.append(item)
+                self._bytes += _length(item)
             else:
                 self._lost += batch.count
                 if self._pump.now() - self._taken_at > STALL_SECONDS:
@@ -194,8 +239,7 @@ class Reader:
                 self._tell_lost()
             if self._items:
                 item = self._items.popleft()
-                if isinstance(item, Batch):
-                    self._bytes -= len(item.raw)
+                self._bytes -= _length(item)
                 self._taken_at = self._pump.now()
                 return item
             if self._ended:
@@ -239,9 +283,9 @@ class _Pump:
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self.task = self._loop.create_task(self._run(opening))
 
-    def join(self, uid: int) -> Reader:
+    def join(self, uid: int, framed: bool) -> Reader:
         """One reader more."""
-        reader = Reader(self, uid)
+        reader = Reader(self, uid, framed)
         self._readers.add(reader)
         return reader
 
@@ -286,16 +330,19 @@ class _Pump:
         gate = self._records.gate
         await gate.enter(self._uid)
         try:
-            wanted = any(reader.has_room for reader in self._readers)
-            batch, lost = source.take(BATCH_RECORDS, wanted=wanted)
-            if batch is not None:
-                for reader in list(self._readers):
-                    reader.put(batch, lost)
+            batch, lost = source.take()
+            if batch is None:
+                return False
+            forms = _Forms(batch)
+            for reader in list(self._readers):
+                reader.put(forms, lost)
+            del forms, batch  # views of memory that may be closed while we sleep
+            source.taken()
         finally:
             gate.leave()
-        if batch is not None and batch.count < BATCH_RECORDS and not self.ending:
+        if not source.more and not self.ending:
             await self._sleep(_PAUSE)
-        return batch is not None
+        return True
 
     async def _sleep(self, seconds: float) -> None:
         """Wait so long, or until the end."""
@@ -330,9 +377,12 @@ class Records:
         self._pumps: dict[str, _Pump] = {}
         self._stopped = False
 
-    async def read(self, id_: str, handle: Handle, details: MapDetails, uid: int) -> Reader:
+    async def read(
+        self, id_: str, handle: Handle, details: MapDetails, uid: int, *, framed: bool
+    ) -> Reader:
         """Read a map's records from now on, and what is in its buffer already.
 
+        ``framed``: as ``Frames``, else as ``Batch``.
         Raises NotSupported for a map that has none, NotFound where it has ended, KernelError.
         """
         if details.type not in ("ringbuf", "perf_event_array"):
@@ -342,7 +392,7 @@ class Records:
         pump = self._pumps.get(id_)
         if pump is None or pump.ending:
             pump = self._start(id_, handle, details, uid, pump)
-        reader = pump.join(uid)
+        reader = pump.join(uid, framed)
         try:
             await asyncio.shield(pump.opened)
         except BaseException as error:
