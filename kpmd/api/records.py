@@ -22,7 +22,7 @@ NDJSON = "application/x-ndjson"
 OCTETS = "application/octet-stream"
 
 #: Characters of text at the most that are made in one go: a fraction of a millisecond's work.
-PIECE = 128 << 10
+PIECE = 64 << 10
 
 
 class RecordsQuery(Model):
@@ -37,6 +37,10 @@ class RecordsQuery(Model):
             "named as the map, or the only one that a global variable of the object points to.",
         ),
     ] = None
+
+    data: Annotated[
+        bool, Field(description="`false`: only `decoded`, not the record in hex beside it.")
+    ] = True
 
 
 class RecordAnswer(Answer):
@@ -54,10 +58,13 @@ class RecordAnswer(Answer):
 class RecordStream:
     """A reader's records as one of the two content types."""
 
-    def __init__(self, reader: Reader, gate: Gate, content_type: str, codec: Codec | None) -> None:
+    def __init__(
+        self, reader: Reader, gate: Gate, content_type: str, codec: Codec | None, *, data: bool
+    ) -> None:
         self._reader = reader
         self._gate = gate
         self._codec = codec
+        self._data = data
         self.content_type = content_type
 
     async def begin(self, abort: Callable[[], None]) -> AsyncGenerator[bytes, None]:
@@ -76,7 +83,7 @@ class RecordStream:
         # Taking turns with other streams: making text of records takes some time.
         await self._gate.enter(self._reader.uid)
         try:
-            return as_ndjson(batch, self._codec)
+            return as_ndjson(batch, self._codec, data=self._data)
         finally:
             self._gate.leave()
 
@@ -117,9 +124,12 @@ async def records(call: Call) -> Reply:
     if not raw or query.type is not None:
         codec = await state.executor.run(_codec, each, query.type, lane=Lane.PARSE, uid=caller.uid)
         each = state.registry.map(caller, each.id, touch=True)  # it may have ended meanwhile
+    if not raw and not query.data and codec is None:
+        raise Invalid.at(["data"], "would leave nothing: name the struct of the records as `type`")
     handle, details = state.handle(each.id), state.map_details[each.id]
     reader = await state.records.read(each.id, handle, details, caller.uid, framed=raw)
-    return Reply(RecordStream(reader, state.records.gate, OCTETS if raw else NDJSON, codec))
+    kind = OCTETS if raw else NDJSON
+    return Reply(RecordStream(reader, state.records.gate, kind, codec, data=query.data))
 
 
 ROUTES = [

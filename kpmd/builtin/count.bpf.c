@@ -12,7 +12,7 @@ __u64 dropped = 0;
 
 /* Who calls what. `command` is the thread's name. */
 struct process {
-	__u64 function;
+	address function;
 	__u32 pid;
 	__u32 uid;
 	char command[COMMAND_LEN];
@@ -22,7 +22,7 @@ struct process {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 16384);
-	__type(key, __u64);
+	__type(key, address);
 	__type(value, __u64);
 } counts SEC(".maps");
 
@@ -59,7 +59,7 @@ int count(void *ctx)
 
 	if (!wanted())
 		return 0;
-	process.function = function_entered(ctx);
+	process.function = (address)function_entered(ctx);
 	if (!by_process) {
 		add(&counts, &process.function);
 		return 0;

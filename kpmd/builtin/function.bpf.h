@@ -9,6 +9,9 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
+/* Where a function begins. A pointer, so that it is told as an address, in hexadecimal. */
+typedef const void *address;
+
 #ifdef REGISTERS
 #include "registers.bpf.h"
 /* Behind the breakpoint's one byte, also where ftrace or a jump does the work of a breakpoint. These

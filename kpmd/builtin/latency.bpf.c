@@ -4,8 +4,9 @@
 #include "clock.bpf.h"
 #include "filter.bpf.h"
 
-#ifdef SESSION
 #include "function.bpf.h"
+
+#ifdef SESSION
 #include "session.bpf.h"
 #else
 struct begun {
@@ -33,7 +34,7 @@ struct latency {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 1024);
-	__type(key, __u64);
+	__type(key, address);
 	__type(value, struct latency);
 } latencies SEC(".maps");
 

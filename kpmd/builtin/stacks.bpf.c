@@ -22,7 +22,7 @@ __u64 no_stack = 0;
 /* `stack` is a key of `traces`, or, where the stack could not be kept, below 0 (-errno): -EEXIST for
  * a collision, -ENOMEM for no room, -EFAULT for no stack. `command` is the thread's name. */
 struct caller {
-	__u64 function;
+	address function;
 	__s32 stack;
 	__u32 pid;
 	char command[COMMAND_LEN];
@@ -68,7 +68,7 @@ int stack(void *ctx)
 
 	if (!wanted())
 		return 0;
-	caller.function = function_entered(ctx);
+	caller.function = (address)function_entered(ctx);
 	caller.stack = bpf_get_stackid(ctx, &traces, 0);
 	if (caller.stack == -EEXIST)
 		__sync_fetch_and_add(&collisions, 1);

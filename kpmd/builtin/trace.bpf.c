@@ -4,6 +4,7 @@
  * kretprobe. */
 #include "clock.bpf.h"
 #include "filter.bpf.h"
+#include "function.bpf.h"
 
 #define ARGUMENTS 6
 
@@ -28,7 +29,7 @@ enum trace_kind { CALL_ENTERED, CALL_RETURNED };
 struct trace_event {
 	__u64 time_ns;
 	__u64 duration_ns;
-	__u64 function;
+	address function;
 	__u64 arguments[ARGUMENTS];
 	__s64 return_value;
 	__u32 pid;
@@ -62,7 +63,7 @@ static __always_inline void tell(const struct begun *begun, enum trace_kind kind
 	user = bpf_get_current_uid_gid();
 	event->time_ns = begun->time_ns;
 	event->duration_ns = duration_ns;
-	event->function = begun->function;
+	event->function = (address)begun->function;
 	__builtin_memcpy(event->arguments, begun->arguments, sizeof(event->arguments));
 	event->return_value = return_value;
 	event->pid = thread >> 32;

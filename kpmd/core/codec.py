@@ -8,7 +8,7 @@ from typing import Any
 from kpmd.core.btf import Btf, BtfError
 from kpmd.core.codec_nodes import Loc, Node
 from kpmd.core.codec_plan import Planner
-from kpmd.core.codec_rows import Flat, Rows
+from kpmd.core.codec_rows import Around, Flat, Rows
 
 
 class Codec:
@@ -45,18 +45,24 @@ class Codec:
         return bytes(buffer)
 
     def rows(
-        self, rows: bytes | memoryview, before: int, stride: int, length: int | None = None
+        self,
+        rows: bytes | memoryview,
+        before: int,
+        stride: int,
+        length: int | None = None,
+        around: Around | None = None,
     ) -> list[str]:
         """The JSON texts of values of which one stands ``before`` bytes into each ``stride`` bytes.
 
         A flexible array fills the value up to ``length`` bytes, or to the end of the row. Bytes
-        behind the last whole row are left alone. Raises BtfError where a value has no room.
+        behind the last whole row are left alone. ``around``: what stands around each text, which
+        saves putting it there afterwards. Raises BtfError where a value has no room.
         """
         length = length if length is not None and self.flexible else stride - before
         if not 0 <= before <= before + self.size <= before + length <= stride:
             raise BtfError(f"{self.name} has {self.size} bytes; these are {length}")
         whole = len(rows) - len(rows) % stride
-        return self._rows.texts(rows[:whole], before, stride, before + length)
+        return self._rows.texts(rows[:whole], before, stride, before + length, around)
 
 
 def compile_type(btf: Btf, type_id: int) -> Codec:

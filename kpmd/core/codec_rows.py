@@ -68,6 +68,14 @@ class Flat:
         return "".join(self._pieces)
 
 
+class Around(NamedTuple):
+    """A template of lines that values stand in, and texts that stand before them, if any do."""
+
+    before: str
+    behind: str
+    texts: Iterable[str] | None = None
+
+
 class _Layer(NamedTuple):
     """Columns none of which overlap, and how a row is taken apart into them."""
 
@@ -100,15 +108,23 @@ class Rows:
         """Characters of a value's text at the most, of one with so many bytes to the row's end."""
         return self._longest + 4 + behind * self._longest_by_byte
 
-    def texts(self, rows: bytes | memoryview, before: int, stride: int, end: int) -> list[str]:
+    def texts(
+        self,
+        rows: bytes | memoryview,
+        before: int,
+        stride: int,
+        end: int,
+        around: Around | None = None,
+    ) -> list[str]:
         """The JSON texts of values that stand from ``before`` to ``end`` in each ``stride`` bytes.
 
-        There must be room for the value, and nothing behind the last row.
+        There must be room for the value, and nothing behind the last row. ``around``: what stands
+        around each of them.
         """
         if not rows:
             return []
         layers = self._layers(before, stride, end)
-        if len(layers) == 1 and not self._readers:
+        if len(layers) == 1 and not self._readers and around is None:
             return list(map(self._template.__mod__, layers[0].row.iter_unpack(rows)))
         columns: list[Iterable[object]] = [()] * len(self._columns)
         for layer in layers:
@@ -117,7 +133,12 @@ class Rows:
                 columns[index] = column
         for index, read in self._readers:
             columns[index] = map(read, columns[index])
-        return list(map(self._template.__mod__, zip(*columns, strict=True)))
+        if around is None:
+            return list(map(self._template.__mod__, zip(*columns, strict=True)))
+        template = around.before + self._template + around.behind
+        if around.texts is not None:
+            columns.insert(0, around.texts)
+        return list(map(template.__mod__, zip(*columns, strict=True)))
 
     def _layers(self, before: int, stride: int, end: int) -> list[_Layer]:
         """In how many passes rows are taken apart: one, and more where columns overlap (unions)."""

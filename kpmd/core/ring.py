@@ -8,11 +8,12 @@ Little-endian, as kpmd's machines are.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from kpmd.core.codec import Codec
+from kpmd.core.codec_rows import Around
 
 #: A record of a ring buffer (kernel/bpf/ringbuf.c): its length with two flags, a number of the
 #: kernel's own, its data; the next one begins at a multiple of 8.
@@ -171,14 +172,9 @@ def as_octets(batch: Batch) -> bytes:
 
 def _framed(raw: bytes | memoryview, run: Run) -> bytes:
     """A run's records: as their lengths are the same, so is what stands between them."""
-    row = f"{run.at}x{run.length}s{run.stride - run.at - run.length}x"
     rows = memoryview(raw)[run.start : run.start + run.count * run.stride]
-    many = run.count // _ROWS * _ROWS * run.stride
-    records = chain(
-        struct.iter_unpack(row * _ROWS, rows[:many]), struct.iter_unpack(row, rows[many:])
-    )
     length = _U32.pack(run.length)
-    return length + length.join(chain.from_iterable(records))
+    return length + length.join(_data(rows, run))
 
 
 def split(batch: Batch, codec: Codec | None, most: int) -> Iterator[Batch]:
@@ -210,41 +206,36 @@ def _part(batch: Batch, runs: list[Run]) -> Batch:
     return Batch(batch.raw, runs, sum(run.count for run in runs))
 
 
-def as_ndjson(batch: Batch, codec: Codec | None) -> bytes:
-    """A line for each record: its ``data`` in hex, and with a codec ``decoded``.
+def as_ndjson(batch: Batch, codec: Codec | None, *, data: bool = True) -> bytes:
+    """A line for each record: its ``data`` in hex if it is wanted, and with a codec ``decoded``.
 
     What is shorter than the codec's type is decoded as null.
     """
-    lines = (_lines(batch.raw, run, codec) for run in batch.runs)
+    lines = (_lines(batch.raw, run, codec, data) for run in batch.runs)
     return "".join(chain.from_iterable(lines)).encode()
 
 
-def _lines(raw: bytes | memoryview, run: Run, codec: Codec | None) -> Iterator[str]:
+def _lines(raw: bytes | memoryview, run: Run, codec: Codec | None, data: bool) -> Iterable[str]:
     rows = memoryview(raw)[run.start : run.start + run.count * run.stride]
-    shown = _hex(rows, run)
-    if codec is None:
-        return map('{"data": "%s"}\n'.__mod__, shown)
-    if run.length < codec.size:
-        decoded: Sequence[str] = ["null"] * run.count
-    elif codec.flexible:
-        # What follows the fixed part is in the data, not in the padding.
-        decoded = [
-            text
-            for place in range(run.at, len(rows), run.stride)
-            for text in codec.rows(rows[place : place + run.length], 0, run.length)
-        ]
-    else:
-        decoded = codec.rows(rows, run.at, run.stride)
-    return map('{"data": "%s", "decoded": %s}\n'.__mod__, zip(shown, decoded, strict=True))
+    shown = map(bytes.hex, _data(rows, run)) if data else None
+    before = "{" if shown is None else '{"data": "%s"'
+    if codec is not None and run.length >= codec.size:
+        between = "" if shown is None else ", "
+        around = Around(f'{before}{between}"decoded": ', "}\n", shown)
+        return codec.rows(rows, run.at, run.stride, run.length, around)
+    if codec is not None:
+        before += '"decoded": null' if shown is None else ', "decoded": null'
+    line = before + "}\n"
+    return [line] * run.count if shown is None else map(line.__mod__, shown)
 
 
-def _hex(rows: memoryview, run: Run) -> Sequence[str]:
-    """The records' data in hex."""
-    if not run.length:
-        return [""] * run.count
-    row = struct.Struct(f"{run.at}x{run.length}s{run.stride - run.at - run.length}x")
-    data = b"".join(chain.from_iterable(row.iter_unpack(rows)))
-    return data.hex("\n", -run.length).split("\n")
+def _data(rows: memoryview, run: Run) -> Iterator[bytes]:
+    """The records' data: their lengths are the same."""
+    row = f"{run.at}x{run.length}s{run.stride - run.at - run.length}x"
+    many = run.count // _ROWS * _ROWS * run.stride
+    return chain.from_iterable(
+        chain(struct.iter_unpack(row * _ROWS, rows[:many]), struct.iter_unpack(row, rows[many:]))
+    )
 
 
 def lost_octets(number: int) -> bytes:

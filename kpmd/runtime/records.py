@@ -29,7 +29,7 @@ QUEUE_BYTES = 2 << 20
 
 #: Records, and about so many bytes of them, that are taken at once.
 BATCH_RECORDS = 4096
-BATCH_BYTES = 256 << 10
+BATCH_BYTES = 128 << 10
 
 #: Bytes of a record that is sent. Larger ones are for who has the map itself.
 MOST_BYTES = 256 << 10

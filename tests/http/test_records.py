@@ -24,6 +24,7 @@ from tests.http.contract import NDJSON, OCTETS
 from tests.http.samples import elf
 from tests.http.serving import Client, Served, until
 from tests.http.streaming import Cut, Stream, listening
+from tests.unit.btf import OBJECTS, section
 
 Actors = Callable[..., Awaitable[Actor]]
 RAW = {"Accept": OCTETS}
@@ -199,9 +200,9 @@ async def test_much_text_of_few_bytes_comes_in_pieces(
     monkeypatch.setattr(records_api, "PIECE", 1000)
     made: list[int] = []
 
-    def counted(batch: Batch, codec: Codec | None) -> bytes:
+    def counted(batch: Batch, codec: Codec | None, *, data: bool) -> bytes:
         made.append(batch.count)
-        return as_ndjson(batch, codec)
+        return as_ndjson(batch, codec, data=data)
 
     monkeypatch.setattr(records_api, "as_ndjson", counted)
     written = [bytes([number]) * (1 + number % 50) for number in range(200)]
@@ -316,6 +317,61 @@ async def test_what_the_kernel_refuses(served: Served, client: Client, kernel: F
     async with reading(served, map_, headers=RAW) as stream:
         kernel.ring.write(b"now it does")
         assert await frame(stream) == b"now it does"
+
+
+EVENT = struct.pack("<QQII16sq", 1 << 60, 2, 3, 1, b"cat", -4)
+DECODED = {
+    "number": str(1 << 60),
+    "function": "2",
+    "pid": 3,
+    "phase": "MIDDLE",
+    "command": "cat",
+    "below_zero": "-4",
+}
+#: A record that is too short for the struct.
+SHORT = {"data": "00", "decoded": None}
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", [{"data": EVENT.hex(), "decoded": DECODED}, SHORT]),
+        ("?type=event&data=false", [{"decoded": DECODED}, {"decoded": None}]),
+        (
+            "?data=true",
+            [{"data": EVENT.hex(), "decoded": DECODED}, {"data": "00", "decoded": None}],
+        ),
+    ],
+)
+async def test_decoded(
+    served: Served, client: Client, kernel: FakeKernel, query: str, expected: list[Any]
+) -> None:
+    """By the struct that is named, or the only one that a global variable points to."""
+    kernel.btf = section(OBJECTS / "events.bpf.o", ".BTF")
+    kernel.ring.write(EVENT, b"\0", EVENT + b"more")
+    async with reading(served, await a_map(client), query) as stream:
+        assert [await stream.next(), await stream.next()] == expected
+        assert (await stream.next())["decoded"] == DECODED
+
+
+async def test_types_that_are_not_there(client: Client, kernel: FakeKernel) -> None:
+    kernel.btf = section(OBJECTS / "events.bpf.o", ".BTF")
+    map_ = await a_map(client)
+    for name in ("Event", "event%00", "x" * 200):
+        path = f"/maps/{map_}/records?type={name}"
+        problem = await client.refused("GET", path, status=422, kind="invalid")
+        assert problem["errors"][0]["loc"] == ["type"]
+        assert "event" in problem["detail"]
+    kernel.btf = b"no BTF"
+    map_ = await a_map(client)
+    path = f"/maps/{map_}/records?type=event"
+    await client.refused("GET", path, status=422, kind="invalid")
+
+
+async def test_nothing_to_be_told_of_records(client: Client) -> None:
+    path = f"/maps/{await a_map(client)}/records?data=false"
+    problem = await client.refused("GET", path, status=422, kind="invalid")
+    assert problem["errors"][0]["loc"] == ["data"]
 
 
 async def test_a_type_without_btf(client: Client) -> None:

@@ -207,7 +207,7 @@ def test_count_by_process(rest: Rest, addresses: dict[str, int]) -> None:
     assert loaded.counts() == {}
     decoded = [each["key"] for each in loaded.decoded("counts_by_process")]
     assert {
-        "function": str(addresses[GETPID]),
+        "function": f"0x{addresses[GETPID]:016x}",
         "pid": pid,
         "uid": NOBODY,
         "command": "kpmd-counted",

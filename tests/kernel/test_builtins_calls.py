@@ -67,7 +67,7 @@ def test_latency(rest: Rest, addresses: dict[str, int], attach: str | None) -> N
     (per_cpu,) = [
         each["value"]
         for each in loaded.decoded("latencies")
-        if int(each["key"]) == addresses[GETPID]
+        if int(each["key"], 16) == addresses[GETPID]
     ]
     assert sum(int(each["calls"]) for each in per_cpu) == 9
     assert sum(int(slot) for each in per_cpu for slot in each["slots"]) == 9
@@ -243,7 +243,7 @@ def test_trace(
     }
     assert [{key: each[key] for key in who} for each in found] == [who] * 3
     functions = [addresses[SEEK], addresses[SEEK], addresses[NANOSLEEP]]
-    assert [int(each["function"]) for each in found] == functions
+    assert [int(each["function"], 16) for each in found] == functions
     for each, place in zip(found, (77, 2**64 - 3), strict=False):
         assert [int(one) for one in each["arguments"][1:3]] == [place, os.SEEK_SET]
     values = [int(each["return_value"]) for each in found]
