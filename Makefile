@@ -114,6 +114,7 @@ setup-tests: $(STAMP) setup-run setup-vm setup-bpf
 bench: $(STAMP) setup-run setup-vm setup-bpf
 	$(PY) -m tests.bench prepare
 	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 3000 -- $(PY) -m tests.bench vm
+	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 1800 -- $(PY) -m tests.bench data
 	$(PY) -m tests.bench here
 
 ## vm: a shell in a VM with the kernel KERNEL (6.12)

@@ -6,6 +6,7 @@ argparse, not click as for kpmctl: what a daemon imports it keeps in memory, and
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -86,6 +87,8 @@ def main() -> None:
             sys.exit(0)
     except ValueError as error:
         sys.exit(f"kpmd: {error}")
+    # What is made from now on until the daemon is ready stays as long as it does: see _keep.
+    gc.disable()
     # Only now: --help and --version need none of it.
     from kpmd.daemon import run
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m tests.bench prepare|vm|here|soak|hostile``; see README.md."""
+"""The command line: ``python -m tests.bench prepare|vm|data|here|soak|hostile``; see README.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import attach, closing, detach, hostile, idle, index, latency, soak
+from tests.bench import (
+    attach,
+    closing,
+    detach,
+    dump,
+    hostile,
+    idle,
+    index,
+    latency,
+    records,
+    ring,
+    soak,
+)
 from tests.bench.prepare import BUILD, FUNCTIONS, KALLSYMS, prepare
 from tests.bench.report import Row, print_table, say
 from tests.bench.running import Kpmd
@@ -22,6 +34,12 @@ _PARTS: dict[str, Callable[[attach.Bench, bool], list[Row]]] = {
     "latency": latency.measure,
     "detach": detach.measure,
     "closing": closing.measure,
+}
+
+_DATA: dict[str, Callable[[records.Bench, bool], list[Row]]] = {
+    "records": records.rates,
+    "latency": records.latency,
+    "dump": dump.measure,
 }
 
 
@@ -38,11 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     other = commands.add_parser("hostile", help="two users, one hostile; as root, in the VM")
     other.add_argument("--rounds", type=int, default=100)
     other.add_argument("--only", action="append", metavar="ATTACK")
-    for name, text in (("vm", "attaching; as root, in the VM"), ("here", "the rest; anywhere")):
+    for name, text, parts in (
+        ("vm", "attaching; as root, in the VM", [*_PARTS, "index"]),
+        ("data", "records and maps; as root, in the VM", [*_DATA]),
+        ("here", "the rest; anywhere", []),
+    ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--quick", action="store_true", help="few rounds: a rough idea")
-        if name == "vm":
-            command.add_argument("--only", choices=[*_PARTS, "index"], action="append")
+        if parts:
+            command.add_argument("--only", choices=parts, action="append")
     return parser
 
 
@@ -76,6 +98,23 @@ def _vm(quick: bool, only: list[str] | None) -> bool:
     return print_table(title, rows)
 
 
+def _data(quick: bool, only: list[str] | None) -> bool:
+    rows: list[Row] = []
+    title = _title()
+    with tempfile.TemporaryDirectory(prefix="kpmd-bench-") as name:
+        kpmd = Kpmd(Path(name))
+        try:
+            kpmd.warm()
+            with records.bench(kpmd) as bench:
+                title["libbpf"] = bench.libbpf.libbpf
+                for part, measure in _DATA.items():
+                    if not only or part in only:
+                        rows += measure(bench, quick)
+        finally:
+            kpmd.close()
+    return print_table(title, rows)
+
+
 def _here(quick: bool) -> bool:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="kpmd-bench-") as name:
@@ -86,6 +125,7 @@ def _here(quick: bool) -> bool:
         finally:
             kpmd.close()
     rows += index.measure(KALLSYMS, FUNCTIONS, 3 if quick else 9, here=True)
+    rows += ring.measure(quick)
     return print_table(_title(), rows)
 
 
@@ -133,6 +173,8 @@ def main() -> int:
         return 2
     if arguments.action == "vm":
         return 0 if _vm(arguments.quick, arguments.only) else 1
+    if arguments.action == "data":
+        return 0 if _data(arguments.quick, arguments.only) else 1
     return 0 if _here(arguments.quick) else 1
 
 

@@ -234,3 +234,17 @@ def test_a_new_policy_at_sighup_and_a_bad_one_is_told(stack: ExitStack, folder: 
     audited = [line for line in log if line.get("audit") == "policy"]
     assert [line["outcome"] for line in audited] == ["ok", "invalid", "invalid", "ok"]
     assert "rules[0].name" in audited[1]["detail"]
+
+
+def test_full_collections_leave_out_what_stays() -> None:
+    """In a process of its own: what is kept is kept for good."""
+    code = (
+        "import gc, kpmd.daemon as daemon\n"
+        "daemon._keep()\n"
+        "kept = gc.get_freeze_count()\n"
+        "gc.disable()\n"
+        "daemon._keep()\n"
+        "print(kept, gc.get_freeze_count() > 10_000, gc.isenabled())\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "0 True True\n"
