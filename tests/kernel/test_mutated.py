@@ -24,7 +24,7 @@ pytestmark = pytest.mark.once
 
 #: With KPMD_FUZZ=N (``make fuzz``) N times as many, always others.
 LONGER = int(os.environ.get("KPMD_FUZZ", "1"))
-NUMBER = 60 * LONGER
+NUMBER = 40 * LONGER
 
 #: What a broken object may be answered with.
 ALLOWED = {
