@@ -317,13 +317,20 @@ class _Pump:
                     break
         except RingError as error:
             log.warning("stream cut", map=self.id, reason=str(error))
-            for reader in list(self._readers):
-                reader.cut()
+            self._cut()
+        except Exception as error:
+            log.error("bug", error, map=self.id)
+            self._cut()
         finally:
             self.ending = True
             for reader in self._readers:
                 reader.end()
             await self._records.executor.run(source.close, lane=Lane.CLOSE)
+
+    def _cut(self) -> None:
+        """What is not whole must not look as if it were."""
+        for reader in list(self._readers):
+            reader.cut()
 
     async def _turn(self, source: _Source) -> bool:
         """Take a batch, if there is one. False: it is time to wait."""

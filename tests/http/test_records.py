@@ -251,6 +251,22 @@ async def test_positions_that_make_no_sense_cut_the_stream(
     await client.get("/healthz")
 
 
+async def test_a_bug_cuts_the_stream_and_nothing_else(
+    served: Served, client: Client, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_ = await a_map(client)
+    async with reading(served, map_, headers=RAW) as stream:
+        await opened(kernel)
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, "scan_ring", lambda *_: 1 / 0)
+            kernel.ring.write(b"x")
+            with pytest.raises(Cut):
+                await frame(stream)
+    await until(lambda: kernel.ring.opened == 0)
+    async with reading(served, map_, headers=RAW) as stream:
+        assert await frame(stream) == b"x"
+
+
 async def test_the_stream_ends_with_its_map(
     served: Served, client: Client, kernel: FakeKernel
 ) -> None:
