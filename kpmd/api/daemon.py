@@ -27,6 +27,9 @@ from kpmd.runtime.policies import limits_of
 from kpmd.runtime.quotas import OPEN
 from kpmd.runtime.state import State
 
+#: What goes beyond the contract's first version: clients can look before they ask for it.
+EXTENSIONS = ("map-batches", "map-dump", "map-queues", "policy", "program-globals")
+
 
 class DaemonCalls:
     """Holds the answers that are made once."""
@@ -79,7 +82,7 @@ class DaemonCalls:
                 )
                 for each in found
             },
-            api=ApiAnswer(version=API_VERSION, extensions=[]),
+            api=ApiAnswer(version=API_VERSION, extensions=list(EXTENSIONS)),
             builtins=sorted(builtin.BUILTINS),
             limits=self.limits(call.state, call.caller.limits),
             policy=policy_answer(call.caller.admin, call.caller.rule),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kpmd import API_VERSION, __version__
+from kpmd.api.daemon import EXTENSIONS
 from kpmd.bpf.features import Answer as FeatureAnswer
 from tests.fakes.kernel import FakeKernel
 from tests.http.contract import contract
@@ -26,7 +27,7 @@ async def test_capabilities(client: Client, kernel: FakeKernel) -> None:
     multi = found["features"]["bpf_link_kprobe_multi"]
     assert (multi["supported"], multi["min_kernel"], multi["reason"]) == (True, "5.18", None)
     assert found["features"]["bpf_link_kprobe_session"]["min_kernel"] == "6.10"
-    assert found["api"] == {"version": API_VERSION, "extensions": []}
+    assert found["api"] == {"version": API_VERSION, "extensions": list(EXTENSIONS)}
     assert found["builtins"] == ["count", "latency", "stacks", "trace"]
     assert found["limits"] == {
         "body_bytes": 32 << 20,
