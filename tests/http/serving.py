@@ -147,6 +147,7 @@ class Served:
         state.clients.close()
         setattr(state.clients, "disconnect", lambda connection: None)  # noqa: B010 - for mypy
         state.journal.close()
+        state.records.stop()
         server.close()
         await self._runner.cleanup()
         await state.close()

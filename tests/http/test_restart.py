@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -24,6 +25,8 @@ from tests.http.samples import (
     link,
 )
 from tests.http.serving import Client, Served, until
+from tests.http.streaming import listening
+from tests.unit.btf import OBJECTS, section
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be another user")
 
@@ -79,6 +82,27 @@ async def test_everything_is_there_again_as_it_was(house: House, process: Actors
     assert house.manager.names == [me]
     await house.client.__aexit__(None, None, None)
     await until(lambda: house.manager.store == [])
+
+
+@ENDS
+async def test_records_wait_for_the_next_daemon_and_are_decoded_by_it(
+    house: House, how: str
+) -> None:
+    kernel = house.kernel
+    kernel.map_type = ("ringbuf", 27)
+    kernel.btf = section(OBJECTS / "events.bpf.o", ".BTF")
+    made = await house.client.post("/programs", elf(lifetime=PERSISTENT))
+    path = f"/maps/{made['maps'][0]['id']}/records"
+    event = struct.pack("<QQII16sq", 1, 2, 3, 1, b"cat", -4)
+    async with listening(house.daemon.path, path=path) as stream:
+        kernel.ring.write(event)
+        assert (await stream.next())["decoded"]["command"] == "cat"
+        await house.end(how)
+    kernel.ring.write(event)
+    await house.start()
+    async with listening(house.daemon.path, "?type=event&data=false", path=path) as stream:
+        assert (await stream.next())["decoded"]["phase"] == "MIDDLE"
+    await until(lambda: kernel.ring.opened == 0)
 
 
 @ENDS
