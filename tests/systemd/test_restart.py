@@ -192,7 +192,7 @@ def test_many_links_end_in_the_background_after_a_restart(
     other = client("inside")
     program, _ = make(other, {"kind": "process"})
     body = {"program": program["id"], "kind": "kprobe", "symbols": [GETPID]}
-    for _ in range(60):
+    for _ in range(40):
         other.ok("POST", "/links", body)
     kpmd.service.add_drop_in("slow", "[Service]\nRestartSec=2s\n")
     kpmd.service.kill()
