@@ -118,6 +118,7 @@ class PerfMemory:
         )
         self.fd = open_event(attr, cpu, f"perf buffer of CPU {cpu}")
         try:
+            fcntl.ioctl(self.fd.fileno(), IOC_ENABLE, 0)
             self._memory = mmap.mmap(self.fd.fileno(), (1 + _PERF_PAGES) * _PAGE)
         except BaseException:
             self.fd.close()
@@ -126,7 +127,6 @@ class PerfMemory:
         # Kernels before 4.1 do not tell; kpmd's are newer.
         start, self._size = self._page[_DATA_OFFSET], self._page[_DATA_SIZE]
         self._data = memoryview(self._memory)[start : start + self._size]
-        fcntl.ioctl(self.fd.fileno(), IOC_ENABLE, 0)
 
     def content(self) -> bytes:
         """All that is written and not yet consumed."""

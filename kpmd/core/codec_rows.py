@@ -19,6 +19,9 @@ _MOST_TEXT, _MOST_NAMES = 8 << 20, 1 << 20
 #: Characters of an integer at the most, and of each byte of a text.
 NUMBER_CHARACTERS, TEXT_CHARACTERS = 42, 6
 
+#: Characters around what goes to the end of a row: quotes or brackets.
+_AROUND_REST = 2
+
 #: Shapes of rows that are remembered, and the columns in all of them at the most.
 _MOST_SHAPES, _MOST_COLUMNS = 64, 4096
 
@@ -106,7 +109,7 @@ class Rows:
 
     def longest(self, behind: int) -> int:
         """Characters of a value's text at the most, of one with so many bytes to the row's end."""
-        return self._longest + 4 + behind * self._longest_by_byte
+        return self._longest + _AROUND_REST + behind * self._longest_by_byte
 
     def texts(
         self,
@@ -123,9 +126,13 @@ class Rows:
         """
         if not rows:
             return []
+        template, texts = self._template, None
+        if around is not None:
+            template, texts = around.before + template + around.behind, around.texts
         layers = self._layers(before, stride, end)
-        if len(layers) == 1 and not self._readers and around is None:
-            return list(map(self._template.__mod__, layers[0].row.iter_unpack(rows)))
+        # Also where there is no column at all: each row has its text.
+        if len(layers) == 1 and not self._readers and texts is None:
+            return list(map(template.__mod__, layers[0].row.iter_unpack(rows)))
         columns: list[Iterable[object]] = [()] * len(self._columns)
         for layer in layers:
             found = zip(*layer.row.iter_unpack(rows), strict=True)
@@ -133,11 +140,8 @@ class Rows:
                 columns[index] = column
         for index, read in self._readers:
             columns[index] = map(read, columns[index])
-        if around is None:
-            return list(map(self._template.__mod__, zip(*columns, strict=True)))
-        template = around.before + self._template + around.behind
-        if around.texts is not None:
-            columns.insert(0, around.texts)
+        if texts is not None:
+            columns.insert(0, texts)
         return list(map(template.__mod__, zip(*columns, strict=True)))
 
     def _layers(self, before: int, stride: int, end: int) -> list[_Layer]:

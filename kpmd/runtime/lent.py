@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from kpmd.bpf.fd import OwnedFd
+from kpmd.bpf.fd import Closed, OwnedFd
 from kpmd.bpf.held import Held
 from kpmd.core.registry import Registry
 from kpmd.log import Log
@@ -89,6 +89,8 @@ class Own:
         held: Held | None = None
         try:
             held = Held(self._fd)
+        except Closed:
+            return  # before, and it is looked after already
         except OSError as error:
             log.error(
                 "counts until kpmd is restarted: nobody can tell who holds it", error, id=self._id

@@ -24,6 +24,7 @@ from kpmd.errors import NotSupported
 from tests.kernel.conftest import OBJECTS, Daemon
 from tests.kernel.rest import Rest, UnixConnection
 from tests.kernel.test_links import GETPID, call_getpid
+from tests.unit.btf import SAME_BYTES, SAMPLE
 
 CPUS = possible_cpus()
 MUCH = 1 << 20
@@ -334,30 +335,7 @@ def test_structs_are_decoded(rest: Rest) -> None:
     ]
     with open("/proc/self/comm", encoding="utf-8") as file:
         assert found[0]["key"]["comm"] == file.read().rstrip("\n")
-    assert found[0]["value"] == {
-        "s8": -1,
-        "u8": 255,
-        "s16": -300,
-        "u16": 65535,
-        "s32": -70000,
-        "u32": 4294967295,
-        "s64": "-5000000000",
-        "u64": "18446744073709551615",
-        "flag": True,
-        "colour": "BLUE",
-        "low": 5,
-        "middle": -3,
-        "tint": "GREEN",
-        "high": 0xABCDEF0123,
-        "pair": {"left": 1, "right": "2"},
-        "word": 0x04030201,
-        "bytes": [1, 2, 3, 4],
-        "first": 0x0201,
-        "second": 0x0403,
-        "grid": [[1, 2, 3], [4, 5, 6]],
-        "names": ["first", "eight ch"],
-        "pointer": "0x0000000000000000",
-    }
+    assert found[0]["value"] == SAMPLE | SAME_BYTES
     found = loaded.entries("pairs")[u32(0)]["decoded"]["value"]
     assert len(found) == CPUS
     variables = loaded.variables()

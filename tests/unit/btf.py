@@ -16,6 +16,32 @@ from kpmd.errors import Invalid
 
 OBJECTS = Path(__file__).parents[1] / "objects"
 
+#: What types.bpf.c says that ``sample`` is, without all but one member of its union.
+SAMPLE: dict[str, Any] = {
+    "s8": -1,
+    "u8": 255,
+    "s16": -300,
+    "u16": 65535,
+    "s32": -70000,
+    "u32": 4294967295,
+    "s64": "-5000000000",
+    "u64": "18446744073709551615",
+    "flag": True,
+    "colour": "BLUE",
+    "low": 5,
+    "middle": -3,
+    "tint": "GREEN",
+    "high": 0xABCDEF0123,
+    "pair": {"left": 1, "right": "2"},
+    "word": 0x04030201,
+    "grid": [[1, 2, 3], [4, 5, 6]],
+    "names": ["first", "eight ch"],
+    "pointer": "0x0000000000000000",
+}
+
+#: The other members of its union, which share their bytes with ``word``.
+SAME_BYTES: dict[str, Any] = {"bytes": [1, 2, 3, 4], "first": 0x0201, "second": 0x0403}
+
 _HEADER = struct.Struct("<HBBIIIII")
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from kpmd.core.btf import Btf, BtfError, Kind
 from kpmd.core.codec import Codec, compile_section, compile_type
-from tests.unit.btf import OBJECTS, Types, made, one, refused, section, wrong
+from kpmd.core.codec_rows import Around
+from tests.unit.btf import OBJECTS, SAME_BYTES, SAMPLE, Types, made, one, refused, section, wrong
 
 U16, U32, U64 = (1 << bits for bits in (16, 32, 64))
 
@@ -24,34 +25,10 @@ def sample() -> Codec:
     return compile_type(btf, type_id)
 
 
-#: What types.bpf.c says that ``sample`` is, without all but one member of its union.
-SAMPLE: dict[str, Any] = {
-    "s8": -1,
-    "u8": 255,
-    "s16": -300,
-    "u16": 65535,
-    "s32": -70000,
-    "u32": 4294967295,
-    "s64": "-5000000000",
-    "u64": "18446744073709551615",
-    "flag": True,
-    "colour": "BLUE",
-    "low": 5,
-    "middle": -3,
-    "tint": "GREEN",
-    "high": 0xABCDEF0123,
-    "pair": {"left": 1, "right": "2"},
-    "word": 0x04030201,
-    "grid": [[1, 2, 3], [4, 5, 6]],
-    "names": ["first", "eight ch"],
-    "pointer": "0x0000000000000000",
-}
-
-
 def test_what_clang_lays_out(sample: Codec) -> None:
     raw = section(OBJECTS / "types.bpf.o", ".rodata.sample")
     assert (sample.name, sample.size) == ("struct value", len(raw))
-    assert one(sample, raw) == SAMPLE | {"bytes": [1, 2, 3, 4], "first": 0x0201, "second": 0x0403}
+    assert one(sample, raw) == SAMPLE | SAME_BYTES
     assert sample.encode(SAMPLE, []) == raw
     assert list(sample.decode(raw))[:3] == ["s8", "u8", "s16"]
 
@@ -437,3 +414,14 @@ def test_too_short() -> None:
     )
     with pytest.raises(BtfError, match="struct s has 2 bytes; these are 1"):
         flexible.decode(b"1")
+
+
+def test_what_stands_around_a_value_that_has_nothing_to_be_told() -> None:
+    """Each row has its line, also where its type has no member with a name."""
+    codec = made(lambda types: types.struct("s", 4, [("", types.integer("u32", 4), 0)]))
+    for texts in (None, ["a", "b"]):
+        shown = "" if texts is None else "%s"
+        around = Around(f"<{shown}", ">", texts)
+        assert codec.rows(bytes(8), 0, 4, around=around) == [
+            f"<{each}{{}}>" for each in texts or ("", "")
+        ]
