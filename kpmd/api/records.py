@@ -14,8 +14,9 @@ from kpmd.core.codec import Codec
 from kpmd.core.model import Map
 from kpmd.core.ring import Batch, as_ndjson, lost_line, lost_octets, split
 from kpmd.errors import Invalid
+from kpmd.runtime.buffers import Lost
 from kpmd.runtime.executor import Lane
-from kpmd.runtime.records import Frames, Lost, Reader
+from kpmd.runtime.records import Reader
 from kpmd.runtime.turns import Gate
 
 NDJSON = "application/x-ndjson"
@@ -73,8 +74,8 @@ class RecordStream:
         while (item := await self._reader.next()) is not None:
             if isinstance(item, Lost):
                 yield self._told(item)
-            elif isinstance(item, Frames):
-                yield item.octets
+            elif isinstance(item, bytes):
+                yield item
             else:
                 for part in split(item, self._codec, PIECE):
                     yield await self._lines(part)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.objects import MapDetails
-from kpmd.core.ring import Batch, RingError, as_octets, scan_perf, scan_ring
+from kpmd.core.ring import Batch, RingError, as_octets
 from kpmd.errors import NotFound, NotSupported
 from kpmd.log import Log
+from kpmd.runtime.buffers import BATCH_BYTES, Lost, Perf, Ring, Source
 from kpmd.runtime.executor import Executor, Lane
 from kpmd.runtime.kernel import Handle, Kernel, PerfRings, RingBuffer
 from kpmd.runtime.turns import Gate
@@ -26,13 +25,6 @@ log = Log("kpmd.records")
 
 #: Bytes that wait for one reader.
 QUEUE_BYTES = 2 << 20
-
-#: Records, and about so many bytes of them, that are taken at once.
-BATCH_RECORDS = 4096
-BATCH_BYTES = 128 << 10
-
-#: Bytes of a record that is sent. Larger ones are for who has the map itself.
-MOST_BYTES = 256 << 10
 
 #: Seconds to wait before looking again where less than a batch was there: the next one is larger,
 #: and a record more often than that does not wake anybody.
@@ -45,122 +37,19 @@ _BUSY_PAUSE = 0.002
 #: Seconds after which a reader is cut off that takes nothing while there is something for it.
 STALL_SECONDS = 60.0
 
-
-@dataclass(frozen=True)
-class Lost:
-    """Records that a reader does not get: how many, and whose fault that is."""
-
-    number: int
-    reason: str
+#: Why a reader does not get records, beside the reasons of ``buffers``.
+SLOW = "reader-too-slow"
 
 
-#: The reader was too slow; the kernel had no room left in a perf buffer; over MOST_BYTES.
-SLOW, NO_ROOM, TOO_LARGE = "reader-too-slow", "buffer-full", "too-large"
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """Records as a raw stream has them."""
-
-    octets: bytes
-    count: int
-
-
-Item = Batch | Frames | Lost
+#: Records, as they are or already as a raw stream has them; or the news of those that are lost.
+Item = Batch | bytes | Lost
 
 
 def _length(item: Item) -> int:
     """Bytes of it that wait."""
     if isinstance(item, Lost):
         return 0
-    return len(item.octets if isinstance(item, Frames) else item.raw)
-
-
-class _Source(Protocol):
-    """A buffer, and where in it we are."""
-
-    #: A record is still being written.
-    busy: bool
-    #: There was more than what was taken last.
-    more: bool
-
-    def take(self) -> tuple[Batch | None, Lost | None]:
-        """The next records, still in the buffer, and what was lost behind them.
-
-        None and None: there is nothing now.
-        """
-
-    def taken(self) -> None:
-        """What ``take`` gave last is not needed any more: it may be written over."""
-
-    def fileno(self) -> int:
-        """What becomes readable when there are records."""
-
-    def close(self) -> None:
-        """Blocks."""
-
-
-class _Ring:
-    def __init__(self, memory: RingBuffer) -> None:
-        self._memory = memory
-        self._position = 0
-        self.busy = self.more = False
-        self.fileno, self.close = memory.fileno, memory.close
-
-    def take(self) -> tuple[Batch | None, Lost | None]:
-        memory = self._memory
-        consumer, producer = memory.positions()
-        there = producer - consumer
-        if not 0 <= there <= memory.size or consumer % 8:
-            raise RingError("the buffer's positions make no sense")
-        self.busy = False
-        if not there:
-            return None, None
-        start = consumer & (memory.size - 1)
-        end = start + there
-        runs, length, count = scan_ring(memory.words, start, end, BATCH_RECORDS, BATCH_BYTES)
-        if not length:
-            self.busy = True
-            return None, None
-        lost = None
-        if length > BATCH_BYTES + MOST_BYTES and count > 1:
-            # The last of them is too large, and the next time alone.
-            runs, length, count = scan_ring(memory.words, start, end, count - 1, BATCH_BYTES)
-        elif length > BATCH_BYTES + MOST_BYTES and count:
-            lost = Lost(count, TOO_LARGE)
-            runs, count = [], 0
-        self.more = length < there
-        self._position = consumer + length
-        return Batch(memory.data[start : start + length], runs, count), lost
-
-    def taken(self) -> None:
-        self._memory.consume(self._position)
-
-
-class _Perf:
-    """All CPUs' buffers, one after the other."""
-
-    busy = False
-
-    def __init__(self, rings: PerfRings) -> None:
-        self._rings = rings
-        self._next = self._length = 0
-        self.more = False
-        self.fileno, self.close = rings.fileno, rings.close
-
-    def take(self) -> tuple[Batch | None, Lost | None]:
-        buffers = self._rings.buffers
-        for _ in buffers:
-            self._next = (self._next + 1) % len(buffers)
-            raw = buffers[self._next].content()
-            runs, self._length, count, lost = scan_perf(raw, BATCH_RECORDS)
-            if self._length:
-                self.more = self._length < len(raw)
-                return Batch(raw, runs, count), Lost(lost, NO_ROOM) if lost else None
-        return None, None
-
-    def taken(self) -> None:
-        self._rings.buffers[self._next].consume(self._length)
+    return len(item.raw if isinstance(item, Batch) else item)
 
 
 class _Forms:
@@ -169,14 +58,14 @@ class _Forms:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         self._rows: Batch | None = None
-        self._frames: Frames | None = None
+        self._frames: bytes | None = None
         self.count = batch.count
 
-    def get(self, *, framed: bool) -> Batch | Frames:
+    def get(self, *, framed: bool) -> Batch | bytes:
         """One of the two."""
         if framed:
             if self._frames is None:
-                self._frames = Frames(as_octets(self._batch), self.count)
+                self._frames = as_octets(self._batch)
             return self._frames
         if self._rows is None:
             self._rows = self._batch.copy()
@@ -269,7 +158,7 @@ class _Pump:
     """Takes records out of one map's buffer as long as somebody reads it."""
 
     def __init__(
-        self, records: Records, id_: str, uid: int, opening: Callable[[], Awaitable[_Source]]
+        self, records: Records, id_: str, uid: int, opening: Callable[[], Awaitable[Source]]
     ) -> None:
         self.id = id_
         self._records = records
@@ -300,7 +189,7 @@ class _Pump:
         self.ending = True
         self._wake.set()
 
-    async def _run(self, opening: Callable[[], Awaitable[_Source]]) -> None:
+    async def _run(self, opening: Callable[[], Awaitable[Source]]) -> None:
         try:
             source = await opening()
         except Exception as error:
@@ -332,7 +221,7 @@ class _Pump:
         for reader in list(self._readers):
             reader.cut()
 
-    async def _turn(self, source: _Source) -> bool:
+    async def _turn(self, source: Source) -> bool:
         """Take a batch, if there is one. False: it is time to wait."""
         gate = self._records.gate
         await gate.enter(self._uid)
@@ -359,7 +248,7 @@ class _Pump:
             await self._wake.wait()
             handle.cancel()
 
-    async def _wait(self, source: _Source) -> None:
+    async def _wait(self, source: Source) -> None:
         """Wait for records, or until the end."""
         if source.busy:
             # It is readable all the time, and yet there is nothing to be had.
@@ -389,7 +278,7 @@ class Records:
     ) -> Reader:
         """Read a map's records from now on, and what is in its buffer already.
 
-        ``framed``: as ``Frames``, else as ``Batch``.
+        ``framed``: as a raw stream has them, else as ``Batch``.
         Raises NotSupported for a map that has none, NotFound where it has ended, KernelError.
         """
         if details.type not in ("ringbuf", "perf_event_array"):
@@ -412,16 +301,16 @@ class Records:
     def _start(
         self, id_: str, handle: Handle, details: MapDetails, uid: int, before: _Pump | None
     ) -> _Pump:
-        async def opening() -> _Source:
+        async def opening() -> Source:
             if before is not None:
                 await asyncio.wait([before.task])
             if details.type == "ringbuf":
-                return _Ring(
+                return Ring(
                     await self.executor.run(
                         self._kernel.open_ring, handle, details, undo=_close, uid=uid
                     )
                 )
-            return _Perf(
+            return Perf(
                 await self.executor.run(self._kernel.open_perf, handle, undo=_close, uid=uid)
             )
 

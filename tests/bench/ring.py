@@ -10,7 +10,7 @@ from functools import partial
 
 from kpmd.core.ring import Batch, as_ndjson, as_octets, scan_ring
 from kpmd.core.types import ObjectTypes
-from kpmd.runtime.records import BATCH_BYTES, BATCH_RECORDS
+from kpmd.runtime.buffers import BATCH_BYTES, BATCH_RECORDS
 from tests.bench.records import OBJECT, SIZES
 from tests.bench.report import Row, say
 from tests.unit.btf import section

@@ -16,6 +16,7 @@ from kpmd.api import records as records_api
 from kpmd.core.codec import Codec
 from kpmd.core.ring import Batch, as_ndjson
 from kpmd.errors import KernelError
+from kpmd.runtime import buffers
 from kpmd.runtime import records as runtime
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.rings import BUSY, DISCARD
@@ -177,8 +178,8 @@ async def test_a_slow_reader_is_told_what_it_lost(
 async def test_a_record_too_large_to_be_sent_is_told(
     served: Served, client: Client, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "BATCH_BYTES", 64)
-    monkeypatch.setattr(runtime, "MOST_BYTES", 1000)
+    monkeypatch.setattr(buffers, "BATCH_BYTES", 64)
+    monkeypatch.setattr(buffers, "MOST_BYTES", 1000)
     kernel.ring.write(b"before", bytes(1100), b"behind", bytes(900), bytes(1200), bytes(1200))
     kernel.ring.write(bytes(2000), flags=DISCARD)
     kernel.ring.write(b"last")
@@ -258,7 +259,7 @@ async def test_a_bug_cuts_the_stream_and_nothing_else(
     async with reading(served, map_, headers=RAW) as stream:
         await opened(kernel)
         with monkeypatch.context() as patch:
-            patch.setattr(runtime, "scan_ring", lambda *_: 1 / 0)
+            patch.setattr(buffers, "scan_ring", lambda *_: 1 / 0)
             kernel.ring.write(b"x")
             with pytest.raises(Cut):
                 await frame(stream)
