@@ -18,6 +18,7 @@ _COMMANDS = {
     "attach": "change",
     "capabilities": "show",
     "clients": "clients",
+    "completion": "completion",
     "count": "count",
     "detach": "change",
     "entries": "maps",
@@ -35,6 +36,7 @@ _COMMANDS = {
     "records": "maps",
     "release": "clients",
     "symbols": "show",
+    "top": "top",
 }
 
 #: 128 + SIGINT, as shells have it.

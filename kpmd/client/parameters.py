@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 def number(text: str) -> int:
@@ -80,18 +84,52 @@ def label(text: str) -> tuple[str, str]:
 _PREFIXES = {"lnk": "link", "prg": "program", "lse": "lease", "cli": "client", "map": "map"}
 
 
-def id_of(*prefixes: str) -> Callable[[str], str]:
-    """A converter of ids that begin with one of these."""
-    wanted = " or ".join(f"a {_PREFIXES[each]} ({each}-…)" for each in prefixes)
+class Id(click.ParamType[str]):
+    """An id that begins with one of ``prefixes``; a shell completes those that there are."""
 
-    def convert(text: str) -> str:
-        prefix, dash, _ = text.partition("-")
-        if dash and prefix in prefixes:
-            return text
+    name = "id"
+
+    def __init__(self, prefixes: tuple[str, ...]) -> None:
+        self._prefixes = prefixes
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The id. Raises BadParameter."""
+        prefix, dash, _ = value.partition("-")
+        if dash and prefix in self._prefixes:
+            return value
+        wanted = " or ".join(f"a {_PREFIXES[each]} ({each}-…)" for each in self._prefixes)
         known = f": it is that of a {_PREFIXES[prefix]}" if dash and prefix in _PREFIXES else ""
-        raise click.BadParameter(f"{text!r} is not the id of {wanted}{known}")
+        raise click.BadParameter(f"{value!r} is not the id of {wanted}{known}", ctx, param)
 
-    return convert
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The caller's ids, each with what it is."""
+        from kpmd.client.completing import ids
+
+        return ids(ctx, self._prefixes, incomplete)
+
+
+def id_of(*prefixes: str) -> Id:
+    """The type of ids that begin with one of these."""
+    return Id(prefixes)
+
+
+class Function(click.ParamType[str]):
+    """A function's name or a glob; a shell completes the names."""
+
+    name = "function"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The functions that begin so."""
+        from kpmd.client.completing import functions
+
+        return functions(ctx, incomplete)
+
+
+FUNCTION = Function()
 
 
 def is_glob(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kpmd.client.output import Column, Settings, Table, clean, write_table
-from kpmd.client.parameters import hex_bytes
+from kpmd.client.parameters import hex_bytes, id_of
 from kpmd.client.stopping import Stop, Stopped
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def map_cells(map_: answers.Map) -> list[object]:
 
 
 @click.command()
-@click.argument("map_id")
+@click.argument("map_id", type=id_of("map"))
 @click.option(
     "--key", type=hex_bytes, metavar="HEX", help="Only the entry with this key, its bytes in hex."
 )
@@ -88,7 +88,7 @@ def _entry_cells(entry: answers.Entry, as_hex: bool) -> list[object]:
 
 
 @click.command()
-@click.argument("map_id")
+@click.argument("map_id", type=id_of("map"))
 @click.argument("key")
 @click.option("--put", "value", metavar="VALUE", help="Write this value.")
 @click.option(
@@ -140,7 +140,7 @@ def given_value(text: str) -> Any:
 
 
 @click.command("globals")
-@click.argument("program_id")
+@click.argument("program_id", type=id_of("prg"))
 @click.argument("name", required=False)
 @click.option(
     "--set", "value", metavar="VALUE", help="Write the variable; as the VALUE of `kpmctl entry`."
@@ -178,7 +178,7 @@ def _compact(value: object) -> str:
 
 
 @click.command()
-@click.argument("map_id")
+@click.argument("map_id", type=id_of("map"))
 @click.option(
     "--type",
     "type_",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kpmd.client.output import Column, Settings, Table, clean, write_table
-from kpmd.client.parameters import id_of
+from kpmd.client.parameters import FUNCTION, id_of
 
 if TYPE_CHECKING:
     from kpmd.client import answers
@@ -159,7 +159,7 @@ def link_cells(link: answers.Link) -> list[object]:
 
 
 @click.command()
-@click.argument("link_id")
+@click.argument("link_id", type=id_of("lnk"))
 @click.option("--targets", is_flag=True, help="List the functions that it is attached to.")
 @click.option("--skipped", is_flag=True, help="List what it is not attached to, and why.")
 @click.pass_obj
@@ -199,7 +199,7 @@ def link(settings: Settings, link_id: str, targets: bool, skipped: bool) -> None
 
 
 @click.command()
-@click.argument("pattern", default="*")
+@click.argument("pattern", default="*", type=FUNCTION)
 @click.pass_obj
 def symbols(settings: Settings, pattern: str) -> None:
     """List the functions that can be traced, all or those that match PATTERN.
