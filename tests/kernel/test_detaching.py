@@ -86,10 +86,22 @@ def test_other_clients_go_on(dying: list[str], rest: Rest) -> None:
     rest.ok("DELETE", f"/programs/{program}")
 
 
-def test_they_are_listed_until_the_kernel_has_let_go(dying: list[str], rest: Rest) -> None:
+def test_deleted_before_their_turn_and_listed_until_the_kernel_has_let_go(
+    dying: list[str], rest: Rest
+) -> None:
+    # DELETE overtakes the queue.
+    *queued, own = dying
+    last = rest.ok("GET", f"/links/{own}")
+    assert last["state"] == "detaching"
+    status, _ = rest("DELETE", f"/links/{own}")
+    assert status == 204
+    held = {each["id"] for each in bpftool_links()}
+    assert last["kernel_id"] not in held
+    assert len(held) > MANY // 2
+    assert rest("GET", f"/links/{own}")[0] == 404
     listed = {each["id"]: each for each in rest.items("/links")}
     # In the order in which they were made.
-    assert list(listed) == dying[-len(listed) :]
+    assert list(listed) == queued[-len(listed) :]
     assert {each["state"] for each in listed.values()} == {"detaching"}
     assert {each["reason"] for each in listed.values()} == {"client-gone"}
     held = {each["id"] for each in bpftool_links()}
@@ -99,22 +111,7 @@ def test_they_are_listed_until_the_kernel_has_let_go(dying: list[str], rest: Res
     (program,) = rest.items("/programs")
     # One more may have gone between the two.
     assert program["links"] >= len(rest.items("/links")) > 0
-
-
-def test_delete_overtakes_the_queue(dying: list[str], rest: Rest) -> None:
-    last = rest.ok("GET", f"/links/{dying[-1]}")
-    assert last["state"] == "detaching"
-    status, _ = rest("DELETE", f"/links/{last['id']}")
-    assert status == 204
-    held = {each["id"] for each in bpftool_links()}
-    assert last["kernel_id"] not in held
-    assert len(held) > MANY // 2
-    assert rest("GET", f"/links/{last['id']}")[0] == 404
-
-
-def test_program_is_deleted_by_force_before_its_turn(dying: list[str], rest: Rest) -> None:
-    """DELETE of a program with ?force waits for all its links, though nobody else did."""
-    (program,) = rest.items("/programs")
+    # DELETE of a program with ?force waits for all its links, though nobody else did.
     rest.ok("DELETE", f"/programs/{program['id']}?force=true")
     assert bpftool_links() == []
     eventually(lambda: rest.items("/programs"), [])

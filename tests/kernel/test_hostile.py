@@ -250,7 +250,7 @@ def test_under_attack_the_other_is_served_and_nothing_is_left(
     def work(tell: Tell) -> None:
         wire = Wire(socket)
         program = wire.ok("POST", "/programs", COUNT)["programs"][0]["id"]
-        for _ in range(5):
+        for _ in range(3):
             wire.ok("GET", "/capabilities")
             body = {"program": program, "kind": "kprobe", "symbols": ["vfs_write"]}
             wire.ok("DELETE", f"/links/{wire.ok('POST', '/links', body)['id']}")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.kernel.conftest import Daemon, expects_multi
 from tests.kernel.rest import Rest
-from tests.kernel.test_faults import ATTACH, EVERYTHING, ONE, SLOW
+from tests.kernel.test_faults import ATTACH, MUCH, ONE, SLOW
 from tests.kernel.test_service import COUNT
 from tests.kernel.wire import Forked, Tell, Wire
 from tests.kernel.witness import (
@@ -90,7 +90,7 @@ def test_loaders_server_is_killed_between_loads(
 
 def attaching(path: str) -> Callable[[Tell], None]:
     """A client with a link that goes on to attach to much more; tells how that ended."""
-    many = EVERYTHING if expects_multi() else {"patterns": ["tcp_v4_*"]}
+    many = MUCH if expects_multi() else {"patterns": ["tcp_v4_*"]}
 
     def work(tell: Tell) -> None:
         wire = Wire(path)

@@ -8,7 +8,6 @@ import secrets
 from typing import Any
 
 from kpmd.runtime.audit import Audit, Record, destinations
-from tests.systemd.conftest import Kpmd
 from tests.systemd.control import run, until
 
 
@@ -58,11 +57,3 @@ def test_journald_takes_every_value_as_it_is() -> None:
     assert entry["MESSAGE"].startswith("uid 1000: POST /links: forbidden (403) by rule ")
     assert entries("MESSAGE=forged") == []
     found(f"KPMD_REQUEST={marker}", "KPMD_WHAT_SYMBOLS=vfs_write")
-
-
-def test_start_and_stop_are_on_record(kpmd: Kpmd) -> None:
-    kpmd.service.start()
-    pid = f"_PID={kpmd.service.main_pid}"
-    found(pid, "KPMD_AUDIT=start", "KPMD_OUTCOME=ok")
-    kpmd.service.stop()
-    found(pid, "KPMD_AUDIT=stop", "KPMD_OUTCOME=ok")

@@ -31,7 +31,7 @@ def used(rest: Rest) -> int:
     return usage["map_bytes"]
 
 
-def test_it_counts_until_nobody_holds_it(kpmd: Kpmd, rest: Rest) -> None:
+def test_it_counts_until_nobody_holds_it_also_over_a_restart(kpmd: Kpmd, rest: Rest) -> None:
     before = in_kernel().maps
     program, fd = make(rest)
     rest.ok("DELETE", f"/programs/{program['id']}")
@@ -41,9 +41,7 @@ def test_it_counts_until_nobody_holds_it(kpmd: Kpmd, rest: Rest) -> None:
     os.close(fd)
     until(lambda: used(rest) == 0, "it is off the books")
     until(lambda: in_kernel().maps == before, "it is gone")
-
-
-def test_a_restart_meanwhile(kpmd: Kpmd, rest: Rest) -> None:
+    # The same with a restart meanwhile.
     program, fd = make(rest)
     kpmd.service.restart()
     rest.close()

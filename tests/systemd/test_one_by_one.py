@@ -11,7 +11,14 @@ from tests.kernel.rest import Rest
 from tests.kernel.test_links import GETPID, call_getpid
 from tests.systemd.conftest import Kpmd
 from tests.systemd.control import run
-from tests.systemd.test_restart import PERSISTENT, again, counted, make, nothing_is_stored
+from tests.systemd.test_restart import (
+    PERSISTENT,
+    again,
+    counted,
+    make,
+    nothing_is_stored,
+    restart,
+)
 
 pytestmark = pytest.mark.no_multi
 
@@ -33,8 +40,7 @@ def perf_links() -> set[int]:
     return {each["id"] for each in listed if each["type"] in ("perf_event", 7)}
 
 
-@pytest.mark.parametrize("how", ["restart", "SIGKILL"])
-def test_all_of_them_go_on(kpmd: Kpmd, rest: Rest, how: str) -> None:
+def test_all_of_them_go_on_over_a_restart_and_a_kill(kpmd: Kpmd, rest: Rest) -> None:
     program, link = make(rest, PERSISTENT)
     assert link["mechanism"] == "perf_event"
     body = {"program": program["id"], "kind": "kprobe", "lifetime": PERSISTENT}
@@ -46,23 +52,18 @@ def test_all_of_them_go_on(kpmd: Kpmd, rest: Rest, how: str) -> None:
     assert large["count"] > MANY
     before = perf_links()
     assert len(before) == 1 + large["count"]
-    call_getpid(10)
-    first = counted(rest, program)
-    pid = kpmd.service.main_pid
-    if how == "restart":
-        kpmd.service.restart()
-    else:
-        kpmd.service.kill(how)
-        kpmd.service.wait_until_active()
-    assert kpmd.service.main_pid != pid
-    rest = again(rest)
-    assert perf_links() == before
-    assert counted(rest, program) >= first
-    call_getpid(10)
-    assert counted(rest, program) >= first + 10
-    found = rest.ok("GET", f"/links/{large['id']}")
-    assert (found["count"], found["kernel_id"]) == (large["count"], large["kernel_id"])
-    assert rest.items(f"/links/{link['id']}/targets")[0]["symbol"] == GETPID
+    for how in ("restart", "SIGKILL"):
+        call_getpid(10)
+        first = counted(rest, program)
+        restart(kpmd, how)
+        rest = again(rest)
+        assert perf_links() == before
+        assert counted(rest, program) >= first
+        call_getpid(10)
+        assert counted(rest, program) >= first + 10
+        found = rest.ok("GET", f"/links/{large['id']}")
+        assert (found["count"], found["kernel_id"]) == (large["count"], large["kernel_id"])
+        assert rest.items(f"/links/{link['id']}/targets")[0]["symbol"] == GETPID
     rest.ok("DELETE", f"/programs/{program['id']}?force=true")
     assert perf_links() == set()
     nothing_is_stored(kpmd, rest)

@@ -265,6 +265,11 @@ def default_environment(project: str, outside: Mapping[str, str], terminal: bool
         # The project is read-only in the guest.
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
+        # By emulation it takes half a minute to import all that is installed for tests outside.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_PLUGINS": "pytest_asyncio.plugin,pytest_timeout",
+        # Importing aiohttp reads all authorities' certificates; nothing here speaks TLS.
+        "SSL_CERT_FILE": "/dev/null",
     }
     for name in ("CI", "PYTEST_ADDOPTS", "COLUMNS"):
         if name in outside:
