@@ -21,6 +21,7 @@ from kpmd.api import (
     policy,
     records,
     symbols,
+    work,
 )
 from kpmd.api.daemon import DaemonCalls
 from kpmd.api.programs import ProgramCalls
@@ -53,6 +54,7 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
         *leases.ROUTES,
         *events.ROUTES,
         *policy.ROUTES,
+        *work.ROUTES,
     ]
     daemon.describe = lambda: openapi.to_json(table)
     return table

@@ -28,7 +28,7 @@ from kpmd.runtime.quotas import OPEN
 from kpmd.runtime.state import State
 
 #: What goes beyond the contract's first version: clients can look before they ask for it.
-EXTENSIONS = ("map-batches", "map-dump", "map-queues", "policy", "program-globals")
+EXTENSIONS = ("map-batches", "map-dump", "map-queues", "policy", "program-globals", "work")
 
 
 class DaemonCalls:

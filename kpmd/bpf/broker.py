@@ -55,6 +55,9 @@ _FD_FLAGS = 1 << 15 | 1 << 16
 #: What the parser gets in place of a program's FD: /dev/null.
 PLACEHOLDER = 0
 
+#: Called with each program that the verifier begins with: how many it took before, and the name.
+Tell = Callable[[int, str], None]
+
 _A = TypeVar("_A", bound=ctypes.Structure)
 _M = TypeVar("_M", bound="Made")
 
@@ -111,14 +114,16 @@ class Broker:
         rights: Rights | None,
         cpus: int,
         kfunc_name: Callable[[int], str | None],
+        tell: Tell,
     ) -> None:
         self._memory, self._limits, self._rights = memory, limits, rights
-        self._cpus, self._kfunc_name = cpus, kfunc_name
+        self._cpus, self._kfunc_name, self._tell = cpus, kfunc_name, tell
         #: By the number that the parser knows it by.
         self.held: dict[int, Made] = {}
         #: The first thing that was refused: libbpf sees an errno only.
         self.refusal: KpmdError | None = None
         self._maps = self._map_bytes = self._programs = self._probes = self._btfs = 0
+        self._taken = 0
         self._log = mmap.mmap(-1, mmap.PAGESIZE)
         self._commands: dict[int, Callable[[int, int], int | Made]] = {
             Cmd.MAP_CREATE: self._create_map,
@@ -286,7 +291,12 @@ class Broker:
         attr.func_info, attr.line_info = _address(functions), _address(lines)
         if attr.prog_btf_fd:
             attr.prog_btf_fd = self._of(MadeBtf, attr.prog_btf_fd).fd
+        # libbpf tries the kernel with programs that have no name.
+        named = not probe and bool(attr.prog_name)
+        if named:
+            self._tell(self._taken, _shown(attr.prog_name))
         fd = self._logged(Cmd.PROG_LOAD, attr)
+        self._taken += named
         return MadeProgram(fd, None if probe else attr.expected_attach_type)
 
     def _check_program(self, name: str, code: bytearray) -> None:

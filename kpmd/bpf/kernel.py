@@ -13,6 +13,7 @@ from kpmd.bpf.content import MapContent
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.loader import InstructionsRequest, Loader, LoaderLimits, ObjectRequest
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.bpf.progress import Progress
 from kpmd.bpf.rights import Rights
 from kpmd.errors import NotSupported
 
@@ -124,12 +125,13 @@ class LinuxKernel:
         want_log: bool,
         mechanism: str = "kprobe_multi",
         rights: Rights | None = None,
+        progress: Progress | None = None,
     ) -> Loaded:
         """Load one program from raw instructions; see ``Loader.load_instructions`` for its errors.
 
         ``mechanism`` "perf_event": for ``create_perf_links`` instead of ``create_link``; raises
         NotSupported for a session program. The program's ``attach`` stays what was asked for.
-        ``rights`` None: everything is allowed.
+        ``rights`` None: everything is allowed. ``progress`` is kept up to date meanwhile.
         """
         one_by_one = _one_by_one(attach, mechanism)
         made = self._loader.load_instructions(
@@ -140,7 +142,8 @@ class LinuxKernel:
                 attach=AttachType.NONE if one_by_one else ATTACH_TYPES[attach],
                 want_log=want_log,
                 rights=rights,
-            )
+            ),
+            progress,
         )
         try:
             info = objects.program_info(made.fd)
@@ -159,10 +162,11 @@ class LinuxKernel:
         want_log: bool,
         mechanism: str = "kprobe_multi",
         rights: Rights | None = None,
+        progress: Progress | None = None,
     ) -> Loaded:
         """Load an ELF object through the loader; see ``loader.Loader.load`` for its errors.
 
-        ``mechanism`` and ``rights`` are those of ``load_instructions``.
+        ``mechanism``, ``rights`` and ``progress`` are those of ``load_instructions``.
         """
         one_by_one = _one_by_one(attach, mechanism)
         made = self._loader.load(
@@ -175,7 +179,8 @@ class LinuxKernel:
                 max_entries=max_entries,
                 want_log=want_log,
                 rights=rights,
-            )
+            ),
+            progress,
         )
         try:
             return Loaded(
@@ -238,12 +243,13 @@ class LinuxKernel:
         addresses: Sequence[int],
         symbols: Sequence[str],
         cookies: Sequence[int],
+        progress: Progress | None = None,
     ) -> tuple[perf.PerfLinks, LinkDetails]:
         """A kprobe on each target; see ``perf.attach_all`` for its errors.
 
         The program is one that was loaded with the mechanism "perf_event".
         """
-        links = perf.attach_all(program, addresses, symbols, cookies, retprobe)
+        links = perf.attach_all(program, addresses, symbols, cookies, retprobe, progress)
         try:
             return links, links.details()
         except BaseException:

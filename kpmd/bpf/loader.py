@@ -5,10 +5,11 @@
 ELF object that one starts another one, which has no rights at all and runs libbpf
 (``loader_child``). Whatever becomes of them (crash, hang, lie) ends in one of kpmd's errors here,
 with no FD and no process left. May import: ``kpmd.bpf.{abi,loader_answer,loader_end,
-loader_request}``, ``kpmd.errors``.
+loader_request,progress}``, ``kpmd.errors``.
 
 Per request there are a sealed memory file with the request, a stream socket on which one JSON
-document and its FDs come, a memory file for libbpf's messages, and a socket on which the server
+document and its FDs come, and before it a line for each program that the verifier begins with; a
+memory file for libbpf's messages, and a socket on which the server
 tells how the process ended. The request is three parts: a line of JSON for the broker, and for the
 parser a line of JSON and the object; or a line for the broker and instructions.
 """
@@ -38,6 +39,7 @@ from kpmd.bpf.loader_request import (
     ObjectRequest,
     encode,
 )
+from kpmd.bpf.progress import Progress
 from kpmd.errors import KernelError, ShuttingDown
 
 __all__ = [
@@ -165,39 +167,48 @@ class Loader:
                 self._server = _Server()
             return self._server
 
-    def load(self, request: ObjectRequest) -> LoadedObject:
-        """Load an object's programs and maps.
+    def load(self, request: ObjectRequest, progress: Progress | None = None) -> LoadedObject:
+        """Load an object's programs and maps; ``progress`` tells of it meanwhile.
 
         Raises BadObject (unreadable, or it broke its process), VerifierRejected, Invalid,
         WrongAttachType, TooLarge, NotSupported (no libbpf or libseccomp, or a session program one
         by one), KernelError, ShuttingDown; and what its rights do not hold: Forbidden, with
         ``refused`` (the names), and Quota.
         """
-        return self._request(request, request.programs)
+        return self._request(request, request.programs, progress)
 
-    def load_instructions(self, request: InstructionsRequest) -> LoadedProgram:
+    def load_instructions(
+        self, request: InstructionsRequest, progress: Progress | None = None
+    ) -> LoadedProgram:
         """Load one program from raw instructions.
 
         Raises Invalid where one names a map or BTF, the errors of ``objects.program_load``, and
         those of ``load``.
         """
-        loaded = self._request(request, (INSTRUCTIONS,))
+        loaded = self._request(request, (INSTRUCTIONS,), progress)
         program = loaded.programs[0]
         program.name = request.name
         program.fd.what = f"program {request.name}"
         return program
 
     def _request(
-        self, request: ObjectRequest | InstructionsRequest, programs: tuple[str, ...] | None
+        self,
+        request: ObjectRequest | InstructionsRequest,
+        programs: tuple[str, ...] | None,
+        progress: Progress | None,
     ) -> LoadedObject:
         content, limits = encode(request), self._limits.within(request.rights)
         for _ in range(2):
             with contextlib.suppress(_NotTakenError):
-                return self._load(content, limits, programs)
+                return self._load(content, limits, programs, progress or Progress())
         raise KernelError("the loader's process does not take requests; try again", errno.EAGAIN)
 
     def _load(
-        self, content: bytes, limits: LoaderLimits, programs: tuple[str, ...] | None
+        self,
+        content: bytes,
+        limits: LoaderLimits,
+        programs: tuple[str, ...] | None,
+        progress: Progress,
     ) -> LoadedObject:
         with contextlib.ExitStack() as stack:
             sealed = _memfd(stack, "kpmd-request", content)
@@ -208,7 +219,7 @@ class Loader:
             self._send(server, limits, [sealed, reply[1].fileno(), words, verdict[1].fileno()])
             reply[1].close()
             verdict[1].close()
-            answer = Answer(self._limits.max_programs + self._limits.max_maps)
+            answer = Answer(self._limits.max_programs + self._limits.max_maps, progress)
             stack.callback(answer.close)
             how, number = self._wait(server, limits, reply[0], verdict[0], answer)
             if self._closed and (how, number) != (EXITED, 0):

@@ -1,6 +1,6 @@
 """What comes back from the loader's process for a request, checked as if it were hostile.
 
-May import: ``kpmd.bpf.{abi,fd,syscall}``, ``kpmd.errors``.
+May import: ``kpmd.bpf.{abi,fd,progress,syscall}``, ``kpmd.errors``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from kpmd.bpf.abi import AttachType, Cmd, InfoAttr, ProgInfo, ProgType
 from kpmd.bpf.fd import OwnedFd
+from kpmd.bpf.progress import Progress
 from kpmd.bpf.syscall import BpfError, bpf
 from kpmd.errors import (
     BadObject,
@@ -39,6 +40,7 @@ _DETAIL_MOST = 16384
 NAME_MOST = 255
 _LOG_MOST = 64 << 10
 _NAMES_MOST = 16
+_DIGITS_MOST = 10
 
 #: Bytes of an object's BTF that are kept, to decode its maps with: what is larger is not.
 BTF_MOST = 384 << 10
@@ -88,10 +90,15 @@ class LoadedObject:
 
 
 class Answer:
-    """What came from a child: bytes and FDs, bounded, and owned from the first moment."""
+    """What came from a child: bytes and FDs, bounded, and owned from the first moment.
 
-    def __init__(self, most_fds: int) -> None:
+    Before the answer itself, which has no line feed, come lines that tell how far it is.
+    """
+
+    def __init__(self, most_fds: int, progress: Progress | None = None) -> None:
         self._most_fds = most_fds
+        self._progress = progress or Progress()
+        self._length = 0
         self.raw = bytearray()
         self.fds: list[OwnedFd] = []
         self.fault: str | None = None
@@ -110,12 +117,23 @@ class Answer:
                 self.fds += [OwnedFd(number, "loader answer") for number in numbers]
         if got & socket.MSG_CTRUNC:
             self.fault = "its file descriptors did not fit"
-        if len(self.raw) + len(data) > _REPLY_MOST or len(self.fds) > self._most_fds:
+        self._length += len(data)
+        if self._length > _REPLY_MOST or len(self.fds) > self._most_fds:
             self.fault = "it is too long"
             self.close()
         elif self.fault is None:
             self.raw += data
+            while (end := self.raw.find(b"\n")) >= 0:
+                self._note(self.raw[:end])
+                del self.raw[: end + 1]
         return bool(data)
+
+    def _note(self, line: bytearray) -> None:
+        """Take a line of ``loader_broker.tell``; what is none says nothing."""
+        done, _, name = line.decode("ascii", "replace").partition(" ")
+        if done.isdecimal() and len(done) < _DIGITS_MOST and name.isprintable():
+            self._progress.phase = "verifying"
+            self._progress.done, self._progress.name = int(done), name[:NAME_MOST]
 
     def close(self) -> None:
         """Close the FDs that were not handed on."""

@@ -8,6 +8,7 @@ and ``loader_server``, ``kpmd.errors``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 
 from kpmd.bpf import confine, instructions, objects
 from kpmd.bpf.abi import AttachType
+from kpmd.bpf.broker import Tell
 from kpmd.bpf.loader_end import out_of_memory, problem
 from kpmd.bpf.loader_request import INSTRUCTIONS
 from kpmd.bpf.loader_session import Kit, Session, System, confining
@@ -28,10 +30,21 @@ _ORDERS_MOST = 1 << 20
 def run(
     kit: Kit, limits: dict[str, Any], parent: int, request: int, reply: int, words: int
 ) -> None:
-    """Confine this process, do what ``request`` asks and send the answer to ``reply``."""
+    """Confine this process, do what ``request`` asks and send the answer to ``reply``.
+
+    Before it goes a line for each program that the verifier begins with: how many it took before,
+    and the name.
+    """
     os.dup2(words, 2)
     answer: dict[str, Any]
     fds: list[int] = []
+    channel = socket.socket(fileno=reply)
+
+    def tell(done: int, name: str) -> None:
+        """Tell which program the verifier begins with; the daemon looks on, or has given up."""
+        with contextlib.suppress(OSError):
+            channel.send(f"{done} {name}\n".encode("ascii", "replace"), socket.MSG_DONTWAIT)
+
     try:
         with confining():
             confine.confine(limits, parent)
@@ -42,15 +55,15 @@ def run(
             with confining():
                 confine.no_more_processes()
                 kit.get_filters().broker.load()
-            answer, fds = _load(request, start, orders["instructions"], rights, system)
+            answer, fds = _load(request, start, orders["instructions"], rights, system, tell)
         else:
-            answer, fds = Session(kit, limits, rights, system).load(request, start)
+            answer, fds = Session(kit, limits, rights, system, tell).load(request, start)
     except MemoryError:
         answer = problem(out_of_memory(limits))
     except KpmdError as error:
         answer = problem(error)
     raw = json.dumps(answer).encode()
-    with socket.socket(fileno=reply) as channel:
+    with channel:
         sent = socket.send_fds(channel, [raw], fds) if fds else 0
         channel.sendall(raw[sent:])
 
@@ -63,7 +76,12 @@ def _orders(request: int) -> tuple[dict[str, Any], int]:
 
 
 def _load(
-    request: int, start: int, about: dict[str, Any], rights: Rights | None, system: System
+    request: int,
+    start: int,
+    about: dict[str, Any],
+    rights: Rights | None,
+    system: System,
+    tell: Tell,
 ) -> tuple[dict[str, Any], list[int]]:
     """Load raw instructions: they are no more than a list of numbers, and need no parser."""
     code = os.pread(request, os.lseek(request, 0, os.SEEK_END) - start, start)
@@ -71,6 +89,7 @@ def _load(
     name, kind = about["name"], AttachType(about["attach"])
     if rights is not None:
         instructions.check(name, code, rights, system.kfunc_name)
+    tell(0, name)
     fd, log = objects.program_load(code, name, about["license"], kind, want_log=about["want_log"])
     program = {"name": INSTRUCTIONS, "attach": kind, "log": log}
     return {"programs": [program], "maps": [], "btf": ""}, [fd.detach()]

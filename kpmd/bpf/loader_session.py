@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from kpmd.bpf import confine
-from kpmd.bpf.broker import PLACEHOLDER, Broker, Made, MadeMap, MadeProgram
+from kpmd.bpf.broker import PLACEHOLDER, Broker, Made, MadeMap, MadeProgram, Tell
 from kpmd.bpf.filters import Filters
 from kpmd.bpf.libbpf import Library
 from kpmd.bpf.loader_child import ERRORS, Job, parse
@@ -149,10 +149,16 @@ class Session:
     """One object, its parser, and what was made for it."""
 
     def __init__(
-        self, kit: Kit, limits: dict[str, Any], rights: Rights | None, system: System
+        self,
+        kit: Kit,
+        limits: dict[str, Any],
+        rights: Rights | None,
+        system: System,
+        tell: Tell,
     ) -> None:
         self._kit, self._filters = kit, kit.get_filters()
         self._limits, self._rights, self._system = limits, rights, system
+        self._tell = tell
         self._said = bytearray()
 
     def load(self, request: int, start: int) -> tuple[dict[str, Any], list[int]]:
@@ -205,7 +211,7 @@ class Session:
         memory = Memory(self._pid)
         self._listener = Listener(fds[0])
         self._broker = Broker(
-            memory, self._limits, self._rights, self._kit.cpus, self._system.kfunc_name
+            memory, self._limits, self._rights, self._kit.cpus, self._system.kfunc_name, self._tell
         )
 
     def _serve(self) -> None:

@@ -1,7 +1,8 @@
 """Kprobes one by one, through perf events: for kernels without kprobe multi.
 
 Each target costs a file descriptor: a link to a perf event, or before kernel 5.15 the event itself,
-which both end with their FD. May import: ``kpmd.bpf.{abi,fd,objects,syscall}``, ``kpmd.errors``.
+which both end with their FD. May import: ``kpmd.bpf.{abi,fd,objects,progress,syscall}``,
+``kpmd.errors``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import os
 import platform
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from kpmd.bpf.abi import (
@@ -30,6 +31,7 @@ from kpmd.bpf.abi import (
 )
 from kpmd.bpf.fd import OwnedFd
 from kpmd.bpf.objects import LinkDetails, program_info, program_load
+from kpmd.bpf.progress import Progress
 from kpmd.bpf.syscall import BpfError, bpf
 from kpmd.errors import KernelError, NotSupported, TooLarge
 
@@ -212,8 +214,9 @@ def _no_cookies() -> NotSupported:
     )
 
 
-def _close_all(fds: Sequence[OwnedFd], threads: int) -> None:
+def _close_all(fds: Sequence[OwnedFd], threads: int, progress: Progress) -> None:
     """Close all, about the last first, and raise the first error once that is done."""
+    progress.phase, progress.done, progress.total = "detaching", 0, len(fds)
 
     def close(fd: OwnedFd) -> OSError | None:
         try:
@@ -222,18 +225,24 @@ def _close_all(fds: Sequence[OwnedFd], threads: int) -> None:
             return error
         return None
 
-    failed: list[OSError | None] = []
+    failed: list[OSError] = []
+
+    def take(errors: Iterable[OSError | None]) -> None:
+        for done, error in enumerate(errors, 1):
+            progress.done = done
+            if error is not None:
+                failed.append(error)
+
     if threads > 1 and len(fds) > threads:
         # RuntimeError: no thread can be started. Then this one does what is left.
         with (
             contextlib.suppress(RuntimeError),
             ThreadPoolExecutor(threads, "kpmd-close") as pool,
         ):
-            failed = list(pool.map(close, reversed(fds)))
-    failed += [close(fd) for fd in reversed(fds)]
-    for error in failed:
-        if error is not None:
-            raise error
+            take(pool.map(close, reversed(fds)))
+    take(map(close, reversed(fds)))
+    if failed:
+        raise failed[0]
 
 
 class PerfLinks:
@@ -244,6 +253,8 @@ class PerfLinks:
         self._program_kernel_id = program_kernel_id
         self._links = links
         self._closing = threading.Lock()
+        #: How far ``close`` is.
+        self.detaching = Progress(total=len(self._fds))
         #: The links' ids in the kernel, in the targets' order; none before kernel 5.15.
         self.kernel_ids: tuple[int, ...] = (
             tuple(_link_info(fd).id for fd in self._fds) if links else ()
@@ -283,7 +294,7 @@ class PerfLinks:
         Returns when that is done, also where another thread does it. May be called again.
         """
         with self._closing:
-            _close_all(self._fds, _CLOSERS if self._links else 1)
+            _close_all(self._fds, _CLOSERS if self._links else 1, self.detaching)
 
 
 def adopt(fds: Sequence[OwnedFd]) -> PerfLinks:
@@ -312,12 +323,13 @@ def attach_all(
     symbols: Sequence[str],
     cookies: Sequence[int],
     retprobe: bool,
+    progress: Progress | None = None,
 ) -> PerfLinks:
     """Attach ``program`` to every target, one after the other: to all of them or to none.
 
     Exactly one of ``addresses`` and ``symbols``, and ``cookies`` as many or none; see
-    ``attach_one``. Raises PerfAttachError with the index of the target that failed, NotSupported
-    (cookies before 5.15), TooLarge.
+    ``attach_one``. ``progress`` counts them meanwhile. Raises PerfAttachError with the index of the
+    target that failed, NotSupported (cookies before 5.15), TooLarge.
     """
     count = len(addresses) or len(symbols)
     if not count or (addresses and symbols) or len(cookies) not in (0, count):
@@ -333,6 +345,8 @@ def attach_all(
         raise _no_cookies()
     program_kernel_id = program_info(program).kernel_id
     made: list[OwnedFd] = []
+    progress = progress or Progress()
+    progress.phase, progress.done, progress.total = "attaching", 0, count
     try:
         for index in range(count):
             try:
@@ -346,8 +360,9 @@ def attach_all(
             except PerfAttachError as error:
                 raise PerfAttachError(error.errno or errno.EIO, error.call, index) from error
             made.append(fd)
+            progress.done = index + 1
         return PerfLinks(made, program_kernel_id, links)
     except BaseException:
         with contextlib.suppress(OSError):
-            _close_all(made, _CLOSERS if links else 1)
+            _close_all(made, _CLOSERS if links else 1, progress)
         raise

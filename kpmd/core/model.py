@@ -30,7 +30,7 @@ Reason = Literal[
 ]
 
 
-def new_id(prefix: Literal["prg", "map", "lnk", "cli", "con", "lse"]) -> str:
+def new_id(prefix: Literal["prg", "map", "lnk", "cli", "con", "lse", "wrk"]) -> str:
     """A fresh opaque id. 96 random bits: ids of others cannot be guessed."""
     return f"{prefix}-{secrets.token_hex(12)}"
 

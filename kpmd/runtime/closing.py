@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from kpmd.bpf.progress import Progress
 from kpmd.core.changes import Ending
 from kpmd.core.model import Link, Map, Program, Reason
 from kpmd.core.registry import Registry
@@ -14,6 +15,7 @@ from kpmd.log import Log
 from kpmd.runtime.executor import Executor, Lane
 from kpmd.runtime.kernel import Handle
 from kpmd.runtime.turns import Turns
+from kpmd.runtime.work import Board, Work
 
 log = Log("kpmd.closing")
 
@@ -38,6 +40,7 @@ class _Job:
 
     link: Link
     handle: Handle
+    work: Work
     done: asyncio.Future[None]
     #: Somebody waits for it, or did when it began.
     awaited: bool
@@ -53,11 +56,17 @@ class Closing:
     """
 
     def __init__(
-        self, executor: Executor, registry: Registry, take: Callable[[str], Handle]
+        self,
+        executor: Executor,
+        registry: Registry,
+        take: Callable[[str], Handle],
+        board: Board | None = None,
     ) -> None:
+        """``board``: where links that are being taken apart are shown."""
         self._executor = executor
         self._registry = registry
         self._take = take
+        self._board = board or Board()
         self._awaited: Turns[int, _Job] = Turns()
         self._unawaited: Turns[int, _Job] = Turns()
         self._jobs: dict[str, _Job] = {}
@@ -113,7 +122,11 @@ class Closing:
         for link in ending.links:
             done = asyncio.get_running_loop().create_future()
             awaited = queue is self._awaited
-            job = self._jobs[link.id] = _Job(link, self._take(link.id), done, awaited)
+            handle = self._take(link.id)
+            # What is of many parts counts them; the kernel is silent about the others.
+            progress = getattr(handle, "detaching", None) or Progress(total=link.count)
+            work = self._board.begin_detach(link, progress)
+            job = self._jobs[link.id] = _Job(link, handle, work, done, awaited)
             queue.push(link.uid, job)
         self._pump()
         if not ending.programs and not ending.maps:
@@ -149,6 +162,7 @@ class Closing:
 
     async def _detach(self, job: _Job, *, own_slot: bool) -> None:
         link = job.link
+        job.work.progress.phase = "detaching"
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -164,6 +178,7 @@ class Closing:
                 self._pause_until = loop.time() + pause_after(loop.time() - began)
             rest = self._registry.detached(link)
             del self._jobs[link.id]
+            self._board.end(job.work)
             self._pump()
         try:
             if rest:

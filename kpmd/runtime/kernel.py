@@ -12,6 +12,7 @@ from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded
 from kpmd.bpf.maps import Chunk, Layout
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.bpf.progress import Progress
 from kpmd.bpf.rights import Rights
 from kpmd.core.model import Mechanism
 
@@ -113,6 +114,7 @@ class Kernel(Protocol):
         want_log: bool,
         mechanism: str = "kprobe_multi",
         rights: Rights | None = None,
+        progress: Progress | None = None,
     ) -> Loaded: ...
 
     def load_object(
@@ -125,6 +127,7 @@ class Kernel(Protocol):
         want_log: bool,
         mechanism: str = "kprobe_multi",
         rights: Rights | None = None,
+        progress: Progress | None = None,
     ) -> Loaded: ...
 
     def create_link(
@@ -146,6 +149,7 @@ class Kernel(Protocol):
         addresses: Sequence[int],
         symbols: Sequence[str],
         cookies: Sequence[int],
+        progress: Progress | None = None,
     ) -> tuple[Handle, LinkDetails]: ...
 
     def link_details(self, link: Any) -> LinkDetails: ...

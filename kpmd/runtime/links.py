@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from kpmd.bpf.fd import Closed
 from kpmd.bpf.objects import LinkDetails
 from kpmd.bpf.perf import PerfAttachError
+from kpmd.bpf.progress import Progress
 from kpmd.core.model import Caller, Connection, Link, Program, new_id
 from kpmd.core.policy import check_right
 from kpmd.core.quotas import Claim, Limits, check_targets_per_link
@@ -116,7 +117,9 @@ async def _new(
     program = state.registry.hold_program(caller, spec.program)
     try:
         feature = await _check(state, program, spec)
-        made = await _make(state, caller, program, spec, feature, claim)
+        progress = Progress(name=program.name)
+        with state.board.showing("attach", client, progress, program.id):
+            made = await _make(state, caller, program, spec, feature, claim, progress)
         targets = made.resolved.targets
         link = Link(
             id=new_id("lnk"),
@@ -226,6 +229,7 @@ async def _make(
     spec: LinkSpec,
     feature: Feature,
     claim: Claim,
+    progress: Progress,
 ) -> _Made:
     """Resolve and create, in one go in the pool; what an errno means is found out afterwards."""
     resolved: list[Resolved] = []
@@ -233,11 +237,12 @@ async def _make(
     def work() -> _Made:
         spec.targets.check()
         for last_try in (False, True):
+            progress.phase, progress.done, progress.total = "resolving", None, None
             found = _resolve(state, caller, spec.targets)
             resolved[:] = [found]
             claim.want("targets", _check_number(state, caller, found))
             try:
-                handle, details = _create(state, program, spec, found)
+                handle, details = _create(state, program, spec, found, progress)
             except OSError as error:
                 # A module may have gone between the look into the index and the system call.
                 if (
@@ -263,9 +268,10 @@ async def _make(
 
 
 def _create(
-    state: State, program: Program, spec: LinkSpec, resolved: Resolved
+    state: State, program: Program, spec: LinkSpec, resolved: Resolved, progress: Progress
 ) -> tuple[Handle, LinkDetails]:
     targets = resolved.targets
+    progress.phase, progress.done, progress.total = "attaching", None, len(targets)
     handle = state.handle(program.id)
 
     def make(part: slice) -> tuple[Handle, LinkDetails]:
@@ -280,6 +286,7 @@ def _create(
                     addresses=addresses,
                     symbols=symbols,
                     cookies=cookies,
+                    progress=progress,
                 )
             except PerfAttachError as error:
                 # Its place among all targets, not in this part of them.

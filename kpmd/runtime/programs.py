@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kpmd import builtin
 from kpmd.bpf.kernel import Loaded
+from kpmd.bpf.progress import Progress
 from kpmd.bpf.rights import Rights
 from kpmd.core.model import Caller, Client, Connection, Map, Mechanism, Program, new_id
 from kpmd.core.specs import BuiltinSource, InstructionsSource, ObjectSource, ProgramSpec
@@ -41,16 +42,21 @@ async def load(
     user = await state.owner_name(client)
     way = await _way(state, spec)
     with state.registry.accounts.claim(caller.uid, caller.limits) as claim:
-        claim.want("programs", _least(spec))
+        claim.want("programs", _number(spec) or 1)
         rights = rights_of(
             caller,
             builtin=isinstance(spec.source, BuiltinSource),
             map_bytes=claim.room("map_bytes"),
         )
+        progress = Progress(total=_number(spec))
         try:
-            loaded = await state.executor.run(
-                _load, state, spec, way, rights, lane=Lane.LOAD, undo=Loaded.close, uid=caller.uid
-            )
+            with state.board.showing("load", client, progress):
+                loaded = await state.executor.run(
+                    *(_load, state, spec, way, rights, progress),
+                    lane=Lane.LOAD,
+                    undo=Loaded.close,
+                    uid=caller.uid,
+                )
         except Forbidden as error:
             # The loader knows what it refused, and not by whose word.
             detail = f"{error.detail} (rule {caller.rule_name!r}; GET /policy shows what it allows)"
@@ -101,10 +107,11 @@ async def carry(state: State, program: Program, *, must: bool) -> None:
     await state.carrier.carry(program, handles, maps, must=must)
 
 
-def _least(spec: ProgramSpec) -> int:
-    """How many programs it makes at least."""
-    names = spec.source.programs if isinstance(spec.source, ObjectSource) else None
-    return len(names or ("one",))
+def _number(spec: ProgramSpec) -> int | None:
+    """How many programs it makes; None where only the object tells."""
+    if isinstance(spec.source, ObjectSource):
+        return len(spec.source.programs) if spec.source.programs else None
+    return 1 if isinstance(spec.source, InstructionsSource) else None
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,11 @@ async def _way(state: State, spec: ProgramSpec) -> _Way:
     return _Way(mechanism, None if made is None else made.variant(func_ip=func_ip))
 
 
-def _load(state: State, spec: ProgramSpec, way: _Way, rights: Rights | None) -> Loaded:
+def _load(
+    state: State, spec: ProgramSpec, way: _Way, rights: Rights | None, progress: Progress
+) -> Loaded:
     source = spec.source
+    progress.phase = "parsing"
     if isinstance(source, InstructionsSource):
         if spec.attach is None:
             raise Invalid.at(
@@ -155,6 +165,7 @@ def _load(state: State, spec: ProgramSpec, way: _Way, rights: Rights | None) -> 
             spec.want_log,
             way.mechanism,
             rights,
+            progress,
         )
     if isinstance(source, ObjectSource):
         elves, names = [source.elf], source.programs
@@ -171,6 +182,7 @@ def _load(state: State, spec: ProgramSpec, way: _Way, rights: Rights | None) -> 
             spec.want_log,
             way.mechanism,
             rights,
+            progress,
         )
 
     *others, last = elves

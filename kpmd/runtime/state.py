@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kpmd.bpf.objects import MapDetails
+from kpmd.bpf.progress import Progress
 from kpmd.core.changes import Ending, Event
 from kpmd.core.deny import DenyList
 from kpmd.core.model import Client, Link, Map, Program
@@ -31,6 +32,7 @@ from kpmd.runtime.quotas import Counters
 from kpmd.runtime.records import Records
 from kpmd.runtime.stacks import StackSymbols
 from kpmd.runtime.symbols import Symbols
+from kpmd.runtime.work import Board
 
 
 def user_name(uid: int) -> str | None:
@@ -47,6 +49,11 @@ class _Stored:
 
     handle: Handle
     bundle: Bundle | None
+
+    @property
+    def detaching(self) -> Progress | None:
+        """How far ``close`` is, where the handle counts that."""
+        return getattr(self.handle, "detaching", None)
 
     def close(self) -> None:
         try:
@@ -85,7 +92,8 @@ class State:
         self.registry = Registry()
         self.journal = Journal(now)
         self.registry.on_event = self._happened
-        self.closing = Closing(self.executor, self.registry, self._take)
+        self.board = Board(now)
+        self.closing = Closing(self.executor, self.registry, self._take, self.board)
         self.lent = Lent(self.registry, self.executor)
         self.carrier = Carrier(store, self.executor)
         self.registry.on_change = self.carrier.update_later

@@ -15,6 +15,7 @@ from kpmd.bpf.features import Answer
 from kpmd.bpf.kallsyms import SymbolFiles
 from kpmd.bpf.kernel import Loaded, LoadedMap, LoadedProgram
 from kpmd.bpf.objects import LinkDetails, MapDetails, ProgramInfo
+from kpmd.bpf.progress import Progress
 from kpmd.bpf.rights import Rights
 from kpmd.core.model import Mechanism
 from kpmd.errors import BadObject, VerifierRejected
@@ -202,6 +203,14 @@ class FakeKernel:
         if error is not None:
             raise error
 
+    def _tell(self, progress: Progress | None, now: Progress) -> None:
+        """Show how far a call is, as the real kernel's code does; then its hook ``progress``."""
+        if progress is not None:
+            progress.phase, progress.done = now.phase, now.done
+            progress.total, progress.name = now.total or progress.total, now.name or progress.name
+        if hook := self.hooks.get("progress"):
+            hook()
+
     def start(self) -> None:
         self.started = True
 
@@ -230,6 +239,7 @@ class FakeKernel:
         want_log: bool,
         mechanism: str = "kprobe_multi",
         rights: Rights | None = None,
+        progress: Progress | None = None,
     ) -> Loaded:
         self.enter("load_instructions")
         self.mechanisms.append(mechanism)
@@ -248,6 +258,7 @@ class FakeKernel:
         want_log: bool,
         mechanism: str = "kprobe_multi",
         rights: Rights | None = None,
+        progress: Progress | None = None,
     ) -> Loaded:
         """Any ELF file has two programs, ``count`` and ``other``, that share the map ``counts``."""
         self.enter("load_object")
@@ -266,6 +277,8 @@ class FakeKernel:
             max_entries.get("counts", 16384),
         )
         names = programs or ("count", "other")
+        for done, name in enumerate(names):
+            self._tell(progress, Progress("verifying", done, name=name))
         maps = [LoadedMap("counts", self._map(details), details, *self.map_types)]
         for name, value, type_id in self.variables:
             self.sections[name] = {bytes(4): [value]}
@@ -408,9 +421,13 @@ class FakeKernel:
         addresses: Sequence[int],
         symbols: Sequence[str],
         cookies: Sequence[int],
+        progress: Progress | None = None,
     ) -> tuple[OwnedFd, LinkDetails]:
         """As one link: how many there are behind it is the real kernel's matter."""
         self.enter("create_perf_links")
+        total = len(addresses) or len(symbols)
+        for done in range(total):
+            self._tell(progress, Progress("attaching", done, total))
         return self.create_link(
             program,
             "kprobe_multi",

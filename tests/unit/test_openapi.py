@@ -65,6 +65,7 @@ CALLS = {
     "GET /clients",
     "GET /clients/{id}",
     "DELETE /clients/{id}",
+    "GET /work",
 }
 
 
