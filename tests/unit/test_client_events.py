@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from kpmd.client import lines as lines_module
+from kpmd.client.answers import Event
 from kpmd.client.client import Client
 from kpmd.client.errors import ApiError, ConnectionFailed, ProtocolError
-from kpmd.client.events import Events
+from kpmd.client.streams import Stream
 from tests.unit.test_client import always, http, problem, running_daemon, scripted
 
 HEAD = (
@@ -49,7 +50,7 @@ def client(daemon: str) -> Iterator[Client]:
         yield made
 
 
-def up_to(events: Events, event: str, id_: str) -> list[Any]:
+def up_to(events: Stream[Event], event: str, id_: str) -> list[Any]:
     found: list[Any] = []
     while not found or (found[-1]["event"], found[-1]["id"]) != (event, id_):
         found.append(next(events))
@@ -193,6 +194,32 @@ def test_closing_from_another_thread_ends_the_waiting(client: Client) -> None:
     timer.start()
     assert [each["what"] for each in events if each["what"] != "client"] == []
     timer.join()
+
+
+def test_closed_while_it_looks_for_the_daemon() -> None:
+    def on_gap(gap: str) -> None:
+        raise AssertionError
+
+    answers = iter([cut(HEAD)])
+    with scripted(lambda *_: next(answers, None)) as server, Client(server.path) as client:
+        events = client.events(on_gap=on_gap)
+        timer = threading.Timer(0.2, events.close)
+        timer.start()
+        assert list(events) == []
+        timer.join()
+
+
+def test_streams_that_bring_nothing_are_not_made_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lines_module, "_PAUSE", 0.2)
+    with scripted(always(cut(HEAD))) as server, Client(server.path) as client:
+        events = client.events(on_gap=str)
+        timer = threading.Timer(0.5, events.close)
+        timer.start()
+        assert list(events) == []
+        timer.join()
+        assert len(server.seen) <= 5
 
 
 def test_interrupted_while_it_waits() -> None:

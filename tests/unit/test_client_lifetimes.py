@@ -92,7 +92,7 @@ def test_the_life_of_a_lease(client: Client) -> None:
     assert client.renew_lease(lease["id"], 7.5)["ttl"] == 7.5
     assert client.lease(lease["id"])["ttl"] == 7.5
     client.end_lease(lease["id"])
-    assert client.leases() == []
+    assert list(client.leases()) == []
     for call in (client.lease, client.renew_lease, client.end_lease):
         assert refusal(call, lease["id"]) == ("gone", 410)
 
@@ -104,11 +104,11 @@ def test_what_is_bound_to_a_lease_ends_with_it(client: Client) -> None:
     link = client.attach(program["id"], symbols=["vfs_read"], lifetime=lease)
     assert link["lifetime"] == {"kind": "lease", "lease": lease}
     found = client.lease(lease)
-    assert (found["links"], found["programs"]) == (1, len(client.programs()))
+    assert (found["links"], found["programs"]) == (1, len(list(client.programs())))
     assert [each["id"] for each in client.links(lease=lease)] == [link["id"]]
     client.end_lease(lease)
-    assert client.links() == []
-    assert client.programs() == []
+    assert list(client.links()) == []
+    assert list(client.programs()) == []
     load = client.load_builtin
     assert refusal(load, "count", lifetime=lease) == ("gone", 410)
 
@@ -116,7 +116,7 @@ def test_what_is_bound_to_a_lease_ends_with_it(client: Client) -> None:
 def test_a_lease_that_nobody_renews(client: Client) -> None:
     lease = client.create_lease(0.05)["id"]
     client.load_builtin("count", lifetime=lease)
-    until(lambda: not client.programs())
+    until(lambda: not list(client.programs()))
     assert refusal(client.renew_lease, lease) == ("gone", 410)
 
 
@@ -174,7 +174,7 @@ def test_what_ends_with_the_connection(daemon: str, client: Client) -> None:
         assert program["lifetime"] == {"kind": "connection"}
         passing.attach(program["id"], symbols=["vfs_read"], lifetime="connection")
         kept = client.attach(program["id"], symbols=["vfs_open"])["id"]
-        assert len(client.links(program=program["id"])) == 2
+        assert len(list(client.links(program=program["id"]))) == 2
     # Not the other client's, though it is of the same process; and what that needs stays.
     until(lambda: [each["id"] for each in client.links()] == [kept])
     assert client.program(program["id"])["id"] == program["id"]
@@ -188,20 +188,20 @@ def test_clients_and_what_they_hold(client: Client) -> None:
     assert (found["pid"], found["uid"], found["gid"]) == (os.getpid(), os.getuid(), os.getgid())
     assert (found["links"], found["leases"]) == (1, 1)
     assert found["id"] == link["client"] == program["client"]
-    assert client.links(client=found["id"]) == client.links()
-    assert client.links(client="cli-0") == []
+    assert list(client.links(client=found["id"])) == list(client.links())
+    assert list(client.links(client="cli-0")) == []
     client.release_client(found["id"])
-    assert client.links() == []
-    assert client.programs() == []
-    assert client.leases() == []
+    assert list(client.links()) == []
+    assert list(client.programs()) == []
+    assert list(client.leases()) == []
     assert client.client(found["id"])["links"] == 0
 
 
 def test_filters_are_all_given() -> None:
     with scripted(always(http({"items": [], "next": None}))) as server:
         with Client(server.path) as client:
-            client.links()
-            client.links("prg-1", client="cli-1", lease="lse-1")
+            list(client.links())
+            list(client.links("prg-1", client="cli-1", lease="lse-1"))
         assert [target for _, target, _ in server.seen] == [
             "/links?limit=1000",
             "/links?limit=1000&program=prg-1&client=cli-1&lease=lse-1",
@@ -220,4 +220,4 @@ def test_a_link_that_is_detaching() -> None:
             found = client.link(link["id"])
         assert (found["state"], found["reason"]) == ("detaching", "lease-expired")
         go_on()
-        until(lambda: not client.links())
+        until(lambda: not list(client.links()))

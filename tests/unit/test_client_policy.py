@@ -13,9 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from kpmd.client import answers, connection
+from kpmd.client import answers
 from kpmd.client.client import Client
 from kpmd.client.errors import ApiError
+from kpmd.client.net import Blocking
 from tests.unit.test_client import (
     ELF,
     always,
@@ -191,22 +192,22 @@ def test_one_connection_too_many(call: str, monkeypatch: pytest.MonkeyPatch) -> 
     with short_directory() as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
         listener.listen()
-        connect = connection._Http.connect
+        connect = Blocking.connect
 
-        def connect_and_be_refused(self: connection._Http) -> None:
-            connect(self)
+        async def connect_and_be_refused(self: Blocking, sock: socket.socket, *more: Any) -> None:
+            await connect(self, sock, *more)
             refused, _ = listener.accept()
             with refused:
                 refused.sendall(problem("quota", 429, limit="connections"))
 
-        monkeypatch.setattr(connection._Http, "connect", connect_and_be_refused)
+        monkeypatch.setattr(Blocking, "connect", connect_and_be_refused)
         with Client(str(folder / "s")) as client, pytest.raises(ApiError) as error:
             calls[call](client)
     assert (error.value.kind, error.value.problem["limit"]) == ("quota", "connections")
 
 
 def test_the_shapes_are_those_of_the_contract(client: Client) -> None:
-    schemas = client.connection.call("GET", "/openapi.json")["components"]["schemas"]
+    schemas = client.call("GET", "/openapi.json")["components"]["schemas"]
     for ours, name in (
         (answers.Policy, "PolicyAnswer"),
         (answers.FunctionsAllowed, "FunctionsAnswer"),
