@@ -20,11 +20,13 @@ _COMMANDS = {
     "clients": "clients",
     "completion": "completion",
     "count": "count",
+    "dashboard": "dashboard",
     "detach": "change",
     "entries": "maps",
     "entry": "maps",
     "events": "events",
     "globals": "maps",
+    "latency": "latency",
     "lease": "leases",
     "leases": "leases",
     "link": "show",
@@ -35,8 +37,10 @@ _COMMANDS = {
     "programs": "show",
     "records": "maps",
     "release": "clients",
+    "stacks": "stacks",
     "symbols": "show",
     "top": "top",
+    "trace": "trace",
 }
 
 #: 128 + SIGINT, as shells have it.
@@ -53,7 +57,7 @@ Exit status:
   6    the kernel or the daemon does not support it
   7    the input is not valid: names, addresses, an object, a program
   8    in use, gone, over a quota, or too large
-  130  interrupted by Ctrl-C (`count` and `events` then end as planned, with 0)
+  130  interrupted by Ctrl-C (what goes on until Ctrl-C, as `count` does, ends with 0 then)
 """
 
 

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
-from kpmd.client.output import Column, Settings, Table, on_terminal
+from kpmd.client.live import Line, LiveView, View, fitted
+from kpmd.client.output import Column, Settings, Table, on_terminal, prepare
 
 if TYPE_CHECKING:
-    import rich.text
-
-    from kpmd.client.counting import Report
-
-_SEPARATOR = ", "
+    from kpmd.client.counting import Report, Row
 
 
-class View(Protocol):
-    """Shows reports."""
-
-    def update(self, report: Report) -> None:
-        """Show one of many."""
-
-    def last(self, report: Report) -> None:
-        """Show the last one, to stay."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was; to be called again, and where no last one came."""
-
-
-def make_view(settings: Settings, top: int | None) -> View:
+def make_view(settings: Settings, top: int | None, by_process: bool = False) -> View[Report]:
     """The view for what stdout is and what was asked for; ``top``: rows at the most."""
     if settings.json:
         return _JsonView(settings, top)
-    return _LiveView(top) if on_terminal() else _PlainView(top)
+    prepare()
+    if not on_terminal():
+        return _PlainView(top, by_process)
+
+    def draw(report: Report, width: int, height: int | None) -> list[Line]:
+        return drawn(report, width, height, top, by_process)
+
+    return LiveView(draw)
 
 
 def heading(report: Report, width: int | None = None) -> list[str]:
@@ -47,30 +38,20 @@ def heading(report: Report, width: int | None = None) -> list[str]:
     ]
     if report.dropped:
         parts.append(f"{report.dropped} calls not counted")
-    if width is None:
-        return [_SEPARATOR.join(parts)]
-    lines = [parts[0]]
-    for part in parts[1:]:
-        longer = lines[-1] + _SEPARATOR + part
-        if len(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(part)
-    return lines
+    return fitted(parts, width)
 
 
-def table(report: Report, most: int | None) -> Table:
+def table(report: Report, most: int | None, by_process: bool = False) -> Table:
     """The calls; ``most``: rows at the most."""
-    made = Table(
-        [
-            Column("CALLS", right=True),
-            Column("CALLS/s", right=True),
-            Column("FUNCTION", cut=True),
-        ]
-    )
+    columns = [Column("CALLS", right=True), Column("CALLS/s", right=True)]
+    if by_process:
+        columns += [Column("PID", right=True), Column("COMMAND")]
+    made = Table([*columns, Column("FUNCTION", cut=True)])
     for row in report.rows[:most]:
         rate = f"{row.rate:.0f}" if row.rate >= 100 else f"{row.rate:.1f}"
-        made.add(row.calls, rate, f"{row.name} [{row.module}]" if row.module else row.name)
+        process = [row.pid, row.command] if by_process else []
+        name = f"{row.name} [{row.module}]" if row.module else row.name
+        made.add(row.calls, rate, *process, name)
     return made
 
 
@@ -107,29 +88,34 @@ class _JsonView:
                 "missed": report.missed,
                 "dropped": report.dropped,
                 "last": last,
-                "functions": [
-                    {
-                        "symbol": row.name,
-                        "module": row.module,
-                        "address": f"0x{row.address:016x}",
-                        "calls": str(row.calls),
-                        "calls_per_second": round(row.rate, 3),
-                    }
-                    for row in report.rows[: self._top]
-                ],
+                "functions": [_json(row) for row in report.rows[: self._top]],
             }
         )
+
+
+def _json(row: Row) -> dict[str, object]:
+    made: dict[str, object] = {
+        "symbol": row.name,
+        "module": row.module,
+        "address": f"0x{row.address:016x}",
+        "calls": str(row.calls),
+        "calls_per_second": round(row.rate, 3),
+    }
+    if row.pid is not None:
+        made |= {"pid": row.pid, "uid": row.uid, "command": row.command}
+    return made
 
 
 class _PlainView:
     """A table each time, with nothing cut."""
 
-    def __init__(self, top: int | None) -> None:
+    def __init__(self, top: int | None, by_process: bool) -> None:
         self._top = top
+        self._by_process = by_process
         self._first = True
 
     def update(self, report: Report) -> None:
-        made = table(report, self._top)
+        made = table(report, self._top, self._by_process)
         lines = [] if self._first else [""]
         lines += heading(report) + made.lines()
         if said := remark(report, len(made.rows)):
@@ -144,55 +130,24 @@ class _PlainView:
         pass
 
 
-class _LiveView:
-    """A table that is drawn over, and no higher than the terminal; the last one is whole."""
-
-    def __init__(self, top: int | None) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._top = top
-        self._newest: Report | None = None
-        self._console = Console(highlight=False, markup=False, emoji=False)
-        self._live = Live(
-            console=self._console,
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._live.start()
-
-    def update(self, report: Report) -> None:
-        self._newest = report
-        width, height = self._console.size
-        # Heading, titles, the remark, and a line to spare.
-        rows = max(height - len(heading(report, width)) - 3, 1)
-        if self._top is not None:
-            rows = min(rows, self._top)
-        self._live.update(self._drawn(report, rows), refresh=True)
-
-    def last(self, report: Report) -> None:
-        self._newest = report
-        self.close()
-
-    def close(self) -> None:
-        """Where no last one came, in a failure, the newest stays."""
-        self._live.stop()
-        if self._newest is not None:
-            newest, self._newest = self._newest, None
-            self._console.print(self._drawn(newest, self._top))
-
-    def _drawn(self, report: Report, most: int | None) -> rich.text.Text:
-        from rich.text import Text
-
-        width = self._console.width
-        made = table(report, most)
-        titles, *rows = made.lines(width)
-        drawn = Text("\n".join([*heading(report, width), ""]), no_wrap=True, overflow="ellipsis")
-        drawn.append(titles, style="bold")
-        for row in rows:
-            drawn.append(f"\n{row}")
-        if said := remark(report, len(made.rows)):
-            drawn.append(f"\n{said}", style="dim")
-        return drawn
+def drawn(
+    report: Report,
+    width: int,
+    height: int | None,
+    top: int | None = None,
+    by_process: bool = False,
+) -> list[Line]:
+    """A report for a terminal of this size; ``height`` None: all of it."""
+    said = heading(report, width)
+    most = top
+    if height is not None:
+        # The heading, the titles and the remark take lines too.
+        rows = max(height - len(said) - 2, 1)
+        most = rows if top is None else min(rows, top)
+    made = table(report, most, by_process)
+    titles, *rest = made.lines(width)
+    shown = [[(each, "")] for each in said] + [[(titles, "bold")]]
+    shown += [[(row, "")] for row in rest]
+    if left := remark(report, len(made.rows)):
+        shown.append([(left, "dim")])
+    return shown

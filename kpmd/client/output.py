@@ -95,6 +95,12 @@ class Table:
         return [line.rstrip() for line in captured.get().splitlines()]
 
 
+def prepare() -> None:
+    """Import what draws tables: as long as a command waits for something, that costs no time."""
+    import rich.console
+    import rich.table  # noqa: F401
+
+
 def on_terminal() -> bool:
     """Whether stdout is a terminal that can do more than print lines."""
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to end in order."""
+"""Ctrl-C, SIGTERM and the end of a time as requests to end in order."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self._signalled = False
         self._breakable = False
         self._before: dict[int, object] = {}
 
@@ -45,9 +46,13 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._signalled:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        self._signalled = True
+        self._request()
+
+    def _request(self) -> None:
         self.requested = True
         if self._breakable:
             raise Stopped
@@ -62,6 +67,21 @@ class Stop:
             yield
         finally:
             self._breakable = False
+
+    @contextlib.contextmanager
+    def after(self, seconds: float | None) -> Iterator[None]:
+        """A block in which the end is requested ``seconds`` from now, too; None: not by time."""
+        if seconds is None:
+            yield
+            return
+        before = signal.signal(signal.SIGALRM, lambda number, frame: self._request())
+        # 0 would be no alarm at all.
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
     def wait(self, seconds: float) -> None:
         """Sleep. Raises Stopped."""

@@ -22,7 +22,8 @@ def commands(
     command: click.Command = kpmctl, parent: click.Context | None = None
 ) -> Iterator[click.Context]:
     """A context for each command, groups and what is in them."""
-    context = click.Context(command, info_name=command.name, parent=parent)
+    settings = command.context_settings
+    context = click.Context(command, info_name=command.name, parent=parent, **settings)
     yield context
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

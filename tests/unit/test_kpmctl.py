@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import json
@@ -31,6 +32,7 @@ from tests.unit.test_client import (
     ELF,
     ROOT,
     VFS_READ,
+    Answer,
     Script,
     always,
     http,
@@ -111,8 +113,8 @@ def program(daemon: str) -> str:
 
 def nothing_left(socket_: str) -> None:
     with Client(socket_) as client:
-        assert client.links() == []
-        assert client.programs() == []
+        assert list(client.links()) == []
+        assert list(client.programs()) == []
 
 
 # The commands
@@ -148,7 +150,7 @@ def test_help_tells_every_command_and_status() -> None:
 
 
 def test_the_wheel_names_the_entry_point() -> None:
-    assert 'kpmctl = "kpmd.client.cli:main"' in (ROOT / "pyproject.toml").read_text()
+    assert 'kpmctl = "kpmd.client.__main__:main"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_capabilities(daemon: str) -> None:
@@ -522,15 +524,16 @@ class FakeCount:
             assert body["source"]["max_entries"] == {"counts": 1}
             assert body["source"]["globals"] == {"target_pid": 5}
             assert body["lifetime"] == {"kind": "process"}
-            maps = [{"id": "map-1", "name": "counts"}, {"id": "map-2", "name": ".bss"}]
+            maps = [{"id": "map-1", "name": "counts"}]
             return http({"programs": [{"id": "prg-1", "name": "count"}], "maps": maps}, 201)
         if path in ("/links", "/links/lnk-1"):
             return http({"id": "lnk-1", "count": self.many, "missed": self.missed})
         return http({"items": self.items(path), "next": None})
 
     def items(self, path: str) -> list[Any]:
-        if path == "/maps/map-2/entries":
-            return [{"key": "00000000", "value": "03" + 14 * "0"}]
+        if path == "/programs/prg-1/globals":
+            value = (3).to_bytes(8, sys.byteorder).hex()
+            return [{"name": "dropped", "section": ".bss", "size": 8, "value": value}]
         if path == "/maps/map-1/entries":
             return [
                 {
@@ -682,7 +685,7 @@ class Stuck:
         self.reached = threading.Event()
         self.go_on = threading.Event()
 
-    def __call__(self, method: str, target: str, body: Any) -> bytes | None:
+    def __call__(self, method: str, target: str, body: Any) -> Answer:
         if (method, target.partition("?")[0]) == self.at:
             self.reached.set()
             self.go_on.wait(20)
@@ -740,16 +743,18 @@ class Terminal:
         )
         os.close(slave)
         self.seen = ""
+        # What is read ends anywhere, also within a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read_until(self, text: str) -> None:
         while text not in self.seen:
-            self.seen += os.read(self.master, 65536).decode()
+            self.seen += self._decoder.decode(os.read(self.master, 65536))
 
     def end(self) -> str:
         """Everything it wrote."""
         with contextlib.suppress(OSError):  # EIO: nobody has it open any more
             while more := os.read(self.master, 65536):
-                self.seen += more.decode()
+                self.seen += self._decoder.decode(more)
         os.close(self.master)
         return self.seen
 

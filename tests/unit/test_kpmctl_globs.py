@@ -86,7 +86,7 @@ def test_count_makes_room_for_more_than_it_guessed(
         counter.start(["vfs_*"], None, "kprobe")
         (counts,) = client.maps()
         assert counts["max_entries"] == 3
-        assert len(client.links()) == 1
+        assert len(list(client.links())) == 1
         counter.close()
-        assert client.links() == []
-        assert client.programs() == []
+        assert list(client.links()) == []
+        assert list(client.programs()) == []

@@ -239,7 +239,7 @@ def test_a_link_that_is_detaching() -> None:
         (found,) = read_json(path, "links")["items"]
         assert (found["state"], found["reason"]) == ("detaching", "connection-closed")
         go_on()
-        until(lambda: not client.links())
+        until(lambda: not list(client.links()))
 
 
 # All of it

@@ -97,12 +97,13 @@ def test_decoded_entries() -> None:
         {"key": "03", "value": ["04", "05"], "decoded": {"value": [4, 5]}},
     ]
     with scripted(always(http({"items": items, "next": None}))) as server:
-        assert [each.split(None, 1) for each in good(server.path, "entries", "m").splitlines()] == [
+        shown = good(server.path, "entries", "map-1").splitlines()
+        assert [each.split(None, 1) for each in shown] == [
             ["KEY", "VALUE"],
             ["one", '{"a": "2"}'],
             ["03", "[4, 5]"],
         ]
-        shown = good(server.path, "entries", "m", "--hex").splitlines()
+        shown = good(server.path, "entries", "map-1", "--hex").splitlines()
         assert [each.split(None, 1) for each in shown[1:]] == [["01", "02"], ["03", "04 05"]]
 
 

@@ -10,6 +10,7 @@ from kpmd.client.commands.maps import map_cells, map_table
 from kpmd.client.commands.show import program_cells, program_table
 from kpmd.client.output import Column, Settings, Table, clean, end_each, write_table
 from kpmd.client.parameters import id_of, is_glob, number, size, variable
+from kpmd.client.progress import shown
 
 if TYPE_CHECKING:
     from kpmd.client import answers
@@ -85,24 +86,27 @@ def load(
         raise click.UsageError("--signature is FILE's; a builtin needs none")
     with settings.client() as client:
         term = None if lease is None else client.lease(lease)
-        if file is not None:
-            made = client.load_object(
-                file.read(),
-                programs=names or None,
-                attach=attach,
-                globals=dict(variables),
-                max_entries=dict(sizes),
-                lifetime=lease or "persistent",
-                signature=None if signature is None else signature.read(),
-            )
-        else:
-            made = client.load_builtin(
-                builtin or "",
-                attach=attach,
-                globals=dict(variables),
-                max_entries=dict(sizes),
-                lifetime=lease or "persistent",
-            )
+        elf = b"" if file is None else file.read()
+        signed = None if signature is None else signature.read()
+        with shown(settings, "load"):
+            if builtin is None:
+                made = client.load_object(
+                    elf,
+                    programs=names or None,
+                    attach=attach,
+                    globals=dict(variables),
+                    max_entries=dict(sizes),
+                    lifetime=lease or "persistent",
+                    signature=signed,
+                )
+            else:
+                made = client.load_builtin(
+                    builtin,
+                    attach=attach,
+                    globals=dict(variables),
+                    max_entries=dict(sizes),
+                    lifetime=lease or "persistent",
+                )
     if settings.json:
         settings.write_json(made)
         return
@@ -189,9 +193,10 @@ def attach(
         if dry_run:
             _show_plan(settings, client.plan(program_id, way, **targets))
             return
-        made = client.attach(
-            program_id, way, cookies=cookies or None, lifetime=lease or "persistent", **targets
-        )
+        with shown(settings, "attach"):
+            made = client.attach(
+                program_id, way, cookies=cookies or None, lifetime=lease or "persistent", **targets
+            )
     if settings.json:
         settings.write_json(made)
         return
@@ -245,9 +250,10 @@ def detach(ctx: click.Context, ids: tuple[str, ...], force: bool) -> None:
     """
 
     def end(client: Client, id_: str) -> None:
-        if id_.startswith("lnk-"):
-            client.detach(id_)
-        else:
-            client.delete_program(id_, force)
+        with shown(ctx.obj, "detach", [id_]):
+            if id_.startswith("lnk-"):
+                client.detach(id_)
+            else:
+                client.delete_program(id_, force)
 
     end_each(ctx, ids, end)
