@@ -20,6 +20,7 @@ from kpmd.log import configure
 from kpmd.runtime.policies import Policies
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.policies import OPEN
+from tests.fakes.traffic import TrafficKernel
 
 
 def main() -> None:
@@ -38,12 +39,15 @@ def main() -> None:
         help="who is an administrator is up to its groups then, and root is nobody special; "
         "without it, who runs this may do everything",
     )
+    parser.add_argument(
+        "--traffic", action="store_true", help="functions are called, which builtins tell of"
+    )
     arguments = parser.parse_args()
     configure("info")
     path: Path = arguments.socket
     manager = Manager.from_environment(os.environ)
     listener = make(path, None, 0o660)
-    kernel = FakeKernel(
+    kernel = (TrafficKernel if arguments.traffic else FakeKernel)(
         entries={
             (0xFFFFFFFF81001000).to_bytes(8, "little"): [(41).to_bytes(8, "little")],
             (0xFFFFFFFF81002000).to_bytes(8, "little"): [(7).to_bytes(8, "little")],
