@@ -7,6 +7,9 @@ STAMP   := $(VENV)/.installed
 VM_APT  := $(shell sed "s,[#].*,," tests/vm/apt-packages.txt)
 RUN_APT := python3-venv libbpf1 libseccomp2
 BPF_APT := clang llvm libbpf-dev bpftool
+# What the unit tests run beside Python: an archiver, shells that complete, a reader of man pages.
+UNIT_APT := cpio zsh fish groff-base
+BROWSER_APT := chromium chromium-driver fonts-dejavu-core
 SECONDS ?= 10
 KERNEL  ?= 6.12
 FUZZ    ?= 50
@@ -22,8 +25,9 @@ TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test setup setup-run setup-vm setup-bpf setup-tests check unit test-process test-fuzz test-own test-kernel \
-	test-systemd test-vm $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi lock format bench clean
+.PHONY: run test setup setup-run setup-vm setup-bpf setup-tests setup-browser check unit test-process test-fuzz test-own test-kernel \
+	test-systemd test-vm test-browser $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi docs man \
+	pictures lock format bench bench-peers clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -35,7 +39,9 @@ run: $(STAMP) setup-run
 	fi
 
 ## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd
-test: check unit test-process test-fuzz check-bpf test-own test-vm
+# What uses both processors goes first; then two at a time, the longest early, what keeps one busy.
+test: unit test-process test-fuzz setup-tests setup-browser
+	@$(MAKE) $(TWO_AT_ONCE) check docs $(SYSTEMD_TESTS) $(VM_TESTS) test-browser check-bpf test-own
 
 ## setup: the virtual environment alone
 setup: $(STAMP)
@@ -66,8 +72,15 @@ check: $(STAMP)
 
 ## unit: unit and HTTP tests, without a VM
 unit: $(STAMP) setup-run
-	@deploy/apt-install cpio
+	@deploy/apt-install $(UNIT_APT)
 	$(PY) -m pytest --numprocesses 2
+
+## test-browser: the dashboard in a headless browser
+test-browser: $(STAMP) setup-run setup-browser
+	$(PY) -m pytest tests/browser
+
+setup-browser:
+	@deploy/apt-install $(BROWSER_APT)
 
 ## test-process: the processes that load programs, on this machine's own kernel
 test-process: $(STAMP) setup-run
@@ -117,6 +130,11 @@ bench: $(STAMP) setup-run setup-vm setup-bpf
 	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 1800 -- $(PY) -m tests.bench data
 	$(PY) -m tests.bench here
 
+## bench-peers: the same questions to kpmctl, bpftrace and bcc's tools; docs/comparison.md
+bench-peers: $(STAMP) setup-run setup-vm setup-bpf
+	$(PY) -m tests.bench prepare --peers
+	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 3600 -- $(PY) -m tests.bench peers
+
 ## vm: a shell in a VM with the kernel KERNEL (6.12)
 vm: $(STAMP) setup-run setup-vm
 	@$(PY) -m tests.vm shell --kernel $(KERNEL)
@@ -130,15 +148,29 @@ fetch: $(STAMP) setup-vm
 bpf: setup-bpf
 	kpmd/builtin/build.sh kpmd/builtin
 	kpmd/builtin/build.sh tests/objects
+	tests/objects/elsewhere/build.sh linked
 
 ## check-bpf: whether source and object of the BPF programs agree
 check-bpf: setup-bpf
 	kpmd/builtin/build.sh --check kpmd/builtin
 	kpmd/builtin/build.sh --check tests/objects
+	tests/objects/elsewhere/build.sh --check linked
 
 ## openapi: write openapi.yaml from the route table and the models
 openapi: $(STAMP)
 	$(PY) -m tests.tools.openapi > openapi.yaml
+
+## docs: the documentation, in build/docs, and the manual pages
+docs: $(STAMP) man
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
+
+## man: the manual pages of kpmctl, in build/man
+man: $(STAMP)
+	@$(PY) -m tests.tools.man build/man >/dev/null
+
+## pictures: the README's pictures of kpmctl
+pictures: $(STAMP)
+	$(PY) -m tests.tools.pictures docs/pictures
 
 ## lock: take the newest versions of all dependencies into the lock files
 lock: $(STAMP)

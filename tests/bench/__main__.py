@@ -1,4 +1,4 @@
-"""The command line: ``python -m tests.bench prepare|vm|data|here|soak|hostile``; see README.md."""
+"""The command line: ``python -m tests.bench prepare|vm|data|here|…``; see README.md."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.bench import (
     idle,
     index,
     latency,
+    peers,
     records,
     ring,
     soak,
@@ -49,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     making = commands.add_parser("prepare", help="fetch libbpf, build the yardsticks")
     making.add_argument("--kernel", default="6.12", help="whose lists of functions to save")
     making.add_argument("--refresh", action="store_true", help="make all of it anew")
+    making.add_argument("--peers", action="store_true", help="install what `peers` asks, too")
+    asking = commands.add_parser("peers", help="bpftrace and bcc; as root, in the VM")
+    asking.add_argument("--runs", type=int, default=3)
+    asking.add_argument("--only", choices=peers.TOOLS, action="append")
     long = commands.add_parser("soak", help="clients that come and die; as root, in the VM")
     long.add_argument("--clients", type=int, default=1000)
     long.add_argument("--seconds", type=float, default=600, help="in which they come, and are gone")
@@ -163,6 +168,11 @@ def main() -> int:
     arguments = _parser().parse_args()
     if arguments.action == "prepare":
         prepare(arguments.kernel, arguments.refresh)
+        if arguments.peers:
+            peers.prepare(arguments.kernel)
+        return 0
+    if arguments.action == "peers":
+        peers.measure(arguments.runs, arguments.only)
         return 0
     if arguments.action == "hostile":
         return 0 if _hostile(arguments.rounds, arguments.only) else 1
