@@ -6,14 +6,11 @@ import contextlib
 import re
 import signal
 import sys
-import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import cast
 
-import pexpect
-import pyte
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -27,8 +24,9 @@ from kpmd.client.top_model import HISTORY, Column, Model, amount, clock, rate, s
 from kpmd.client.top_sampler import Counting, Sampler
 from kpmd.client.top_view import TopApp
 from kpmd.client.top_widgets import layout
+from tests.terminal import Terminal
 from tests.tools import pictures
-from tests.unit.test_client import ROOT, running_daemon
+from tests.unit.test_client import running_daemon
 from tests.unit.test_kpmctl import environment, run
 
 Calls = dict[str, tuple[int, float]]
@@ -591,60 +589,23 @@ def daemon() -> Iterator[str]:
         yield path
 
 
-class Terminal:
-    """``kpmctl top`` on a terminal, and what that shows."""
+class Top(Terminal):
+    """``kpmctl top`` on a terminal of 60 columns."""
 
     def __init__(self, socket: str, *arguments: str, **variables: str) -> None:
-        self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "kpmd.client", "top", *arguments],
-            cwd=str(ROOT),
-            env=environment(socket, **{"TERM": "xterm-256color", **variables}),
-            encoding="utf-8",
-            dimensions=(20, 60),
-            timeout=20,
-        )
-        self.before = termios.tcgetattr(self.child.child_fd)
-        self.screen = pyte.Screen(60, 20)
-        self.stream = pyte.Stream(self.screen)
-        self.raw = ""
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.child.close(force=True)
-
-    def read_until(self, holds: Callable[[list[str]], bool]) -> list[str]:
-        """Read until the screen is like that."""
-        while not holds(self.screen.display):
-            self._take(self.child.read_nonblocking(65536, 20))
-        return self.screen.display
-
-    def shows(self, text: str) -> list[str]:
-        return self.read_until(lambda lines: any(text in line for line in lines))
+        command = [sys.executable, "-m", "kpmd.client", "top", *arguments]
+        super().__init__(command, environment(socket, **{"TERM": "xterm-256color", **variables}))
 
     def end(self) -> int | None:
-        """The rest of it; returns the status, None where a signal ended it."""
-        with contextlib.suppress(pexpect.EOF):
-            while True:
-                self._take(self.child.read_nonblocking(65536, 20))
-        after = termios.tcgetattr(self.child.child_fd)
-        self.child.close()
-        # As it was: its modes, its screen, its cursor; no mouse.
-        assert after == self.before
-        for switched_off in ("\x1b[?1049l", "\x1b[?25h", "\x1b[?1000l"):
+        status = super().end()
+        # Its screen is left; no mouse any more.
+        for switched_off in ("\x1b[?1049l", "\x1b[?1000l"):
             assert self.raw.rindex(switched_off) > self.raw.rindex("\x1b[?1049h")
-        return self.child.exitstatus
-
-    def _take(self, data: str) -> None:
-        self.raw += data
-        # pyte does not know that these begin private sequences.
-        self.stream.feed(data.replace("\x1b[>", "\x1b[?").replace("\x1b[<u", ""))
+        return status
 
 
 def test_on_a_terminal_of_60_columns(daemon: str) -> None:
-    with Terminal(daemon, "vfs_*", "--interval", "0.1") as terminal:
+    with Top(daemon, "vfs_*", "--interval", "0.1") as terminal:
         lines = terminal.shows("vfs_read")
         assert lines[0].startswith(" vfs_*")
         assert re.match(" [0-9]+ functions attached · ", lines[1])
@@ -663,7 +624,7 @@ def test_on_a_terminal_of_60_columns(daemon: str) -> None:
 
 
 def test_a_signal_ends_it_in_order_and_there_is_no_colour_if_none_is_wanted(daemon: str) -> None:
-    with Terminal(daemon, "vfs_*", NO_COLOR="1") as terminal:
+    with Top(daemon, "vfs_*", NO_COLOR="1") as terminal:
         terminal.shows("vfs_read")
         terminal.child.kill(signal.SIGTERM)
         assert terminal.end() == 0
@@ -683,7 +644,7 @@ def sgr(sequence: str) -> list[int]:
 def test_the_daemon_goes_away() -> None:
     with (
         running_daemon() as (path, process),
-        Terminal(path, "vfs_*", "--interval", "0.1") as terminal,
+        Top(path, "vfs_*", "--interval", "0.1") as terminal,
     ):
         terminal.shows("vfs_read")
         process.kill()
@@ -694,7 +655,7 @@ def test_the_daemon_goes_away() -> None:
 
 
 def test_a_terminal_that_cannot_draw(daemon: str) -> None:
-    with Terminal(daemon, "vfs_read", TERM="dumb") as terminal:
+    with Top(daemon, "vfs_read", TERM="dumb") as terminal:
         said = terminal.child.read()
         terminal.child.close()
         assert terminal.child.exitstatus == 2
