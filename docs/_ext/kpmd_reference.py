@@ -18,7 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from kpmd import errors
 from kpmd.client import errors as raised
-from kpmd.client import failures
+from kpmd.kpmctl import failures
 
 CONTRACT = Path(__file__).parents[2] / "openapi.yaml"
 METHODS = ("get", "post", "put", "delete")

@@ -34,7 +34,7 @@ class Kpmctl(subprocess.Popen[str]):
     def __init__(self, daemon: Daemon, *arguments: str) -> None:
         self.master, terminal = pty.openpty()
         super().__init__(
-            [sys.executable, "-m", "kpmd.client", "--socket", daemon.socket, *arguments],
+            [sys.executable, "-m", "kpmd.kpmctl", "--socket", daemon.socket, *arguments],
             stdout=subprocess.PIPE,
             stderr=terminal,
             text=True,

@@ -22,7 +22,7 @@ ENVIRONMENT = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "LANG": "C.
 
 
 def command(daemon: Daemon, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "kpmd.client", "--socket", daemon.socket, *arguments]
+    return [sys.executable, "-m", "kpmd.kpmctl", "--socket", daemon.socket, *arguments]
 
 
 def on_terminal(daemon: Daemon, *arguments: str) -> Terminal:

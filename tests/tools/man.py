@@ -15,7 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from kpmd import __version__
-from kpmd.client.cli import main as kpmctl
+from kpmd.kpmctl.cli import main as kpmctl
 
 
 def commands(

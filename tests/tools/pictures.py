@@ -15,13 +15,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from kpmd.client import count_view, latency_view
-from kpmd.client.counting import Report, Row
-from kpmd.client.histogram import SLOTS, Histogram
-from kpmd.client.latencies import FunctionTimes, LatencyReport
-from kpmd.client.live import Line
-from kpmd.client.top_sampler import Counting, Sampler
-from kpmd.client.top_view import TopApp
+from kpmd.kpmctl import count_view, latency_view
+from kpmd.kpmctl.counting import Report, Row
+from kpmd.kpmctl.histogram import SLOTS, Histogram
+from kpmd.kpmctl.latencies import FunctionTimes, LatencyReport
+from kpmd.kpmctl.live import Line
+from kpmd.kpmctl.top_sampler import Counting, Sampler
+from kpmd.kpmctl.top_view import TopApp
 
 _SIZE = (100, 30)
 

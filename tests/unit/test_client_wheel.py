@@ -19,7 +19,7 @@ from tests.unit.test_client import ROOT, always, http, scripted
 PACKAGES = ("click", "h11", "rich", "markdown_it", "mdurl", "pygments")
 
 #: Modules that only extras make work.
-EXTRAS = ("kpmd.client.dashboard", "kpmd.client.top_")
+EXTRAS = ("kpmd.kpmctl.dashboard", "kpmd.kpmctl.top_")
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,10 @@ def test_what_is_in_it(wheel: Path) -> None:
     assert {"/".join(each.split("/")[:2]) for each in files} == {
         "kpmd/__init__.py",
         "kpmd/client",
+        "kpmd/kpmctl",
         "kpmd/py.typed",
     }
-    assert "kpmctl = kpmd.client.__main__:main" in told["entry_points.txt"]
+    assert "kpmctl = kpmd.kpmctl.__main__:main" in told["entry_points.txt"]
     assert "Apache License" in told["LICENSE"]
     metadata = email.message_from_string(told["METADATA"])
     assert (metadata["Name"], metadata["Version"]) == ("kpmd-client", kpmd.__version__)
@@ -94,7 +95,7 @@ def test_its_versions_are_those_of_kpmd() -> None:
 
 def test_it_runs_with_nothing_else(installed: list[str]) -> None:
     for arguments, told in ((["--version"], kpmd.__version__), (["--help"], "Commands:")):
-        code = f"sys.argv[1:] = {arguments}\nfrom kpmd.client.__main__ import main\nmain()"
+        code = f"sys.argv[1:] = {arguments}\nfrom kpmd.kpmctl.__main__ import main\nmain()"
         assert told in python(installed, code)
     link = {"id": "lnk-1", "count": 1}
     with scripted(always(http(link))) as server:

@@ -18,14 +18,14 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from click.testing import CliRunner
 
-from kpmd.client import failures
-from kpmd.client.cli import main
-from kpmd.client.dashboard import feed, reading
-from kpmd.client.dashboard.figures import HISTORY, Histogram, Rates, calls_of, histogram_of
-from kpmd.client.dashboard.reading import Daemon
-from kpmd.client.dashboard.server import application
-from kpmd.client.dashboard.watch import Watcher
 from kpmd.client.errors import ApiError, ConnectionFailed, ProtocolError
+from kpmd.kpmctl import failures
+from kpmd.kpmctl.cli import main
+from kpmd.kpmctl.dashboard import feed, reading
+from kpmd.kpmctl.dashboard.figures import HISTORY, Histogram, Rates, calls_of, histogram_of
+from kpmd.kpmctl.dashboard.reading import Daemon
+from kpmd.kpmctl.dashboard.server import application
+from kpmd.kpmctl.dashboard.watch import Watcher
 from tests.unit.test_client import running_daemon
 from tests.unit.test_client_lifetimes import until as wait_until
 from tests.unit.test_kpmctl import Started
@@ -386,7 +386,7 @@ async def test_events_go_on_where_they_were_cut_off() -> None:
 async def test_nobody_listens_when_nobody_looks(
     looking: Looking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kpmd.client.dashboard.watch._IDLE", 0.01)
+    monkeypatch.setattr("kpmd.kpmctl.dashboard.watch._IDLE", 0.01)
     await looking.look()
     await looking.event({"seq": "a-1"})
     await until(lambda: looking.daemon.listening == 0)

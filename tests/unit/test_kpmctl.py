@@ -23,11 +23,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kpmd import __version__
-from kpmd.client import failures
-from kpmd.client.cli import main
 from kpmd.client.client import Client
 from kpmd.client.errors import ApiError, ConnectionFailed, ProtocolError
-from kpmd.client.output import Column, Table, clean
+from kpmd.kpmctl import failures
+from kpmd.kpmctl.cli import main
+from kpmd.kpmctl.output import Column, Table, clean
 from tests.unit.test_client import (
     ELF,
     ROOT,
@@ -42,7 +42,7 @@ from tests.unit.test_client import (
     short_directory,
 )
 
-KPMCTL = [sys.executable, "-m", "kpmd.client"]
+KPMCTL = [sys.executable, "-m", "kpmd.kpmctl"]
 
 
 def run(socket_: str, *arguments: str, stdin: bytes | None = None) -> Result:
@@ -123,7 +123,7 @@ def nothing_left(socket_: str) -> None:
 def test_version_imports_nothing_but_click() -> None:
     code = (
         "import sys\n"
-        "from kpmd.client.cli import main\n"
+        "from kpmd.kpmctl.cli import main\n"
         "main(['--version'], standalone_mode=False)\n"
         "strange = {n.partition('.')[0] for n in sys.modules} - sys.stdlib_module_names\n"
         "strange -= {'sitecustomize'}\n"  # the machine's own, not ours
@@ -150,7 +150,7 @@ def test_help_tells_every_command_and_status() -> None:
 
 
 def test_the_wheel_names_the_entry_point() -> None:
-    assert 'kpmctl = "kpmd.client.__main__:main"' in (ROOT / "pyproject.toml").read_text()
+    assert 'kpmctl = "kpmd.kpmctl.__main__:main"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_capabilities(daemon: str) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from kpmd.client import failures, filters
-from kpmd.client.live import watch
-from kpmd.client.stopping import Stop
+from kpmd.kpmctl import failures, filters
+from kpmd.kpmctl.live import watch
+from kpmd.kpmctl.stopping import Stop
 from tests.unit.oneliners import FakeBuiltin, u64
 from tests.unit.test_client import http, problem, scripted
 from tests.unit.test_kpmctl import Terminal, good, plain, run

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from kpmd.client import failures
 from kpmd.client.client import Client
-from kpmd.client.commands.events import line
+from kpmd.kpmctl import failures
+from kpmd.kpmctl.commands.events import line
 from tests.unit.test_client import ROOT, always, http, running_daemon, scripted
 from tests.unit.test_client_events import END, HEAD, chunk, cut, event
 from tests.unit.test_client_lifetimes import until

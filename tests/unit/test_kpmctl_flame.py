@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from kpmd.client.flame import Node, draw
+from kpmd.kpmctl.flame import Node, draw
 from tests.unit.oneliners import parsed
 
 SVG = "{http://www.w3.org/2000/svg}"

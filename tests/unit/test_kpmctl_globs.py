@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from kpmd.client import failures
 from kpmd.client.client import Client
-from kpmd.client.counting import Counter
+from kpmd.kpmctl import failures
+from kpmd.kpmctl.counting import Counter
 from tests.unit.test_client import running_daemon
 from tests.unit.test_kpmctl import good, read_json, run
 
@@ -80,7 +80,7 @@ def test_count_by_glob(daemon: str) -> None:
 def test_count_makes_room_for_more_than_it_guessed(
     daemon: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kpmd.client.counting._ROOM", 1)
+    monkeypatch.setattr("kpmd.kpmctl.counting._ROOM", 1)
     with Client(daemon) as client:
         counter = Counter(client)
         counter.start(["vfs_*"], None, "kprobe")

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from kpmd.client import histogram
-from kpmd.client.histogram import Histogram, bar, rows, span, together
+from kpmd.kpmctl import histogram
+from kpmd.kpmctl.histogram import Histogram, bar, rows, span, together
 from tests.unit.oneliners import FakeBuiltin, latency, u64
 from tests.unit.test_client import scripted
 from tests.unit.test_kpmctl import Started, Terminal, good, plain, run

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from kpmd.client import failures
-from kpmd.client.cli import _COMMANDS
 from kpmd.client.client import Client
+from kpmd.kpmctl import failures
+from kpmd.kpmctl.cli import _COMMANDS
 from tests.unit.test_client import ELF, ROOT, always, http, problem, running_daemon, scripted
 from tests.unit.test_client_lifetimes import slow_to_detach, until
 from tests.unit.test_kpmctl import good, read_json, run
@@ -270,14 +270,14 @@ def test_statuses(arguments: list[str], kind: str, status: int) -> None:
 def test_a_commands_module_is_imported_alone() -> None:
     code = (
         "import sys\n"
-        "from kpmd.client.cli import main\n"
+        "from kpmd.kpmctl.cli import main\n"
         "main(['lease', '-h'], standalone_mode=False)\n"
         "print([n for n in ('rich', 'http.client') if n in sys.modules])\n"
-        "print(sorted(n for n in sys.modules if n.startswith('kpmd.client.commands.')))\n"
+        "print(sorted(n for n in sys.modules if n.startswith('kpmd.kpmctl.commands.')))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     heavy, modules = done.stdout.splitlines()[-2:]
     assert heavy == "[]"
-    assert modules == "['kpmd.client.commands.leases', 'kpmd.client.commands.show']"
+    assert modules == "['kpmd.kpmctl.commands.leases', 'kpmd.kpmctl.commands.show']"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kpmd.client import failures
 from kpmd.client.client import Client
 from kpmd.client.errors import ApiError, ConnectionFailed, ProtocolError
+from kpmd.kpmctl import failures
 from tests.unit.test_client import always, http, problem, scripted
 from tests.unit.test_client_events import END, HEAD, chunk, cut
 from tests.unit.test_kpmctl import Started, good, run

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kpmd.client import failures
 from kpmd.client.client import Client
+from kpmd.kpmctl import failures
 from tests.unit.test_client import ELF, always, http, running_daemon, scripted
 from tests.unit.test_client_policy import OWN, SIGNER, write_policy
 from tests.unit.test_kpmctl import good, read_json, run

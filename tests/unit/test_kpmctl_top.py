@@ -15,15 +15,15 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from kpmd.client import failures
 from kpmd.client.client import Client
-from kpmd.client.commands import top as command
-from kpmd.client.counting import Report, Row
 from kpmd.client.errors import ConnectionFailed
-from kpmd.client.top_model import HISTORY, Column, Model, amount, clock, rate, sparkline
-from kpmd.client.top_sampler import Counting, Sampler
-from kpmd.client.top_view import TopApp
-from kpmd.client.top_widgets import layout
+from kpmd.kpmctl import failures
+from kpmd.kpmctl.commands import top as command
+from kpmd.kpmctl.counting import Report, Row
+from kpmd.kpmctl.top_model import HISTORY, Column, Model, amount, clock, rate, sparkline
+from kpmd.kpmctl.top_sampler import Counting, Sampler
+from kpmd.kpmctl.top_view import TopApp
+from kpmd.kpmctl.top_widgets import layout
 from tests.terminal import Terminal
 from tests.tools import pictures
 from tests.unit.test_client import running_daemon
@@ -593,7 +593,7 @@ class Top(Terminal):
     """``kpmctl top`` on a terminal of 60 columns."""
 
     def __init__(self, socket: str, *arguments: str, **variables: str) -> None:
-        command = [sys.executable, "-m", "kpmd.client", "top", *arguments]
+        command = [sys.executable, "-m", "kpmd.kpmctl", "top", *arguments]
         super().__init__(command, environment(socket, **{"TERM": "xterm-256color", **variables}))
 
     def end(self) -> int | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kpmd.client.call_lines import Call, CallLines, number, returned
 from kpmd.client.errors import ProtocolError
+from kpmd.kpmctl.call_lines import Call, CallLines, number, returned
 from tests.unit.oneliners import FakeBuiltin
 from tests.unit.test_client import ROOT, scripted
 from tests.unit.test_kpmctl import KPMCTL, Started, Terminal, environment, good, plain, run

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kpmd.client.client import Client
-from kpmd.client.progress import sentence
+from kpmd.kpmctl.progress import sentence
 from tests.unit.test_client import ELF, ROOT, http, problem, running_daemon, scripted
 from tests.unit.test_kpmctl import KPMCTL, Terminal, environment
 

@@ -1,0 +1,1 @@
+"""``kpmctl``: the command line, made with ``kpmd.client`` alone."""
