@@ -7,8 +7,8 @@ STAMP   := $(VENV)/.installed
 VM_APT  := $(shell sed "s,[#].*,," tests/vm/apt-packages.txt)
 RUN_APT := python3-venv libbpf1 libseccomp2
 BPF_APT := clang llvm libbpf-dev bpftool
-# What the unit tests run beside Python: an archiver, shells that complete, a reader of man pages.
-UNIT_APT := cpio zsh fish groff-base
+# Shells that complete, and a reader of manual pages.
+TERMINAL_APT := zsh fish groff-base
 BROWSER_APT := chromium chromium-driver fonts-dejavu-core
 SECONDS ?= 10
 KERNEL  ?= 6.12
@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test setup setup-run setup-vm setup-bpf setup-tests setup-browser check unit test-process test-fuzz test-own test-kernel \
-	test-systemd test-vm test-browser $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi docs man \
+	test-systemd test-vm test-terminal test-browser $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi docs man \
 	pictures lock format bench bench-peers clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
@@ -40,7 +40,7 @@ run: $(STAMP) setup-run
 
 ## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd
 # What uses both processors goes first; then two at a time, the longest early, what keeps one busy.
-test: unit test-process test-fuzz setup-tests setup-browser
+test: unit test-terminal test-process test-fuzz setup-tests setup-browser
 	@$(MAKE) $(TWO_AT_ONCE) check docs $(SYSTEMD_TESTS) $(VM_TESTS) test-browser check-bpf test-own
 
 ## setup: the virtual environment alone
@@ -72,8 +72,13 @@ check: $(STAMP)
 
 ## unit: unit and HTTP tests, without a VM
 unit: $(STAMP) setup-run
-	@deploy/apt-install $(UNIT_APT)
+	@deploy/apt-install cpio
 	$(PY) -m pytest --numprocesses 2
+
+## test-terminal: kpmctl on terminals, in shells, as a manual and as a package
+test-terminal: $(STAMP) setup-run
+	@deploy/apt-install $(TERMINAL_APT)
+	$(PY) -m pytest --numprocesses 2 tests/terminal
 
 ## test-browser: the dashboard in a headless browser
 test-browser: $(STAMP) setup-run setup-browser

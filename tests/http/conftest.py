@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -36,6 +37,15 @@ def _one_document() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openapi, "to_json", lambda table: made)
         yield
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """No pause to look through all that earlier tests have left; the daemon has none either."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

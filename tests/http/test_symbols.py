@@ -211,6 +211,7 @@ async def large(serve: Serve) -> Served:
     return await serve(kernel)
 
 
+@pytest.mark.usefixtures("no_garbage")
 @pytest.mark.parametrize("dry_run", [False, True])
 async def test_the_worst_globs_leave_the_event_loop_free(large: Served, dry_run: bool) -> None:
     async with Client(large.path) as client, Client(large.path) as other:

@@ -13,7 +13,7 @@ from tests.kernel.conftest import Daemon
 from tests.kernel.rest import Rest
 from tests.kernel.wire import NOBODY
 from tests.kernel.witness import PATIENCE
-from tests.terminal import Terminal
+from tests.terminal.screen import Terminal
 
 pytestmark = [pytest.mark.once, pytest.mark.multi]
 

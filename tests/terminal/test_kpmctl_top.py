@@ -24,7 +24,7 @@ from kpmd.kpmctl.top_model import HISTORY, Column, Model, amount, clock, rate, s
 from kpmd.kpmctl.top_sampler import Counting, Sampler
 from kpmd.kpmctl.top_view import TopApp
 from kpmd.kpmctl.top_widgets import layout
-from tests.terminal import Terminal
+from tests.terminal.screen import Terminal
 from tests.tools import pictures
 from tests.unit.test_client import running_daemon
 from tests.unit.test_kpmctl import environment, run
