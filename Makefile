@@ -7,6 +7,8 @@ STAMP   := $(VENV)/.installed
 VM_APT  := $(shell sed "s,[#].*,," tests/vm/apt-packages.txt)
 RUN_APT := python3-venv libbpf1 libseccomp2
 BPF_APT := clang llvm libbpf-dev bpftool
+# What the commands in the documentation use, and are run with.
+DOCS_APT := curl jq xxd openssl
 # Shells that complete, and a reader of manual pages.
 TERMINAL_APT := zsh fish groff-base
 BROWSER_APT := chromium chromium-driver fonts-dejavu-core
@@ -127,6 +129,7 @@ fuzz: setup-tests
 		KPMD_TEST_KERNEL=$(KERNEL) $(PY) -m pytest --timeout 7000 tests/kernel/test_mutated.py
 
 setup-tests: $(STAMP) setup-run setup-vm setup-bpf
+	@deploy/apt-install $(DOCS_APT)
 
 ## bench: compare with C programs on libbpf and a bare HTTP server; not part of the tests
 bench: $(STAMP) setup-run setup-vm setup-bpf
