@@ -13,35 +13,47 @@ import click
 from kpmd import __version__
 from kpmd.client import DEFAULT_SOCKET
 
-#: Commands, and where they are made.
-_COMMANDS = {
-    "attach": "change",
-    "capabilities": "show",
-    "clients": "clients",
-    "completion": "completion",
-    "count": "count",
-    "dashboard": "dashboard",
-    "detach": "change",
-    "entries": "maps",
-    "entry": "maps",
-    "events": "events",
-    "globals": "maps",
-    "latency": "latency",
-    "lease": "leases",
-    "leases": "leases",
-    "link": "show",
-    "links": "show",
-    "load": "change",
-    "maps": "maps",
-    "policy": "policy",
-    "programs": "show",
-    "records": "maps",
-    "release": "clients",
-    "stacks": "stacks",
-    "symbols": "show",
-    "top": "top",
-    "trace": "trace",
+#: Commands as the help lists them, and the modules where they are made.
+_SECTIONS = {
+    "Questions, answered at once": {
+        "count": "count",
+        "latency": "latency",
+        "trace": "trace",
+        "stacks": "stacks",
+        "top": "top",
+        "dashboard": "dashboard",
+    },
+    "Programs and links": {
+        "load": "change",
+        "attach": "change",
+        "detach": "change",
+        "programs": "show",
+        "links": "show",
+        "link": "show",
+    },
+    "Maps": {
+        "maps": "maps",
+        "entries": "maps",
+        "entry": "maps",
+        "globals": "maps",
+        "records": "maps",
+    },
+    "Lifetimes": {
+        "lease": "leases",
+        "leases": "leases",
+        "clients": "clients",
+        "release": "clients",
+        "events": "events",
+    },
+    "What can be done": {
+        "capabilities": "show",
+        "symbols": "show",
+        "policy": "policy",
+        "completion": "completion",
+    },
 }
+
+_COMMANDS = {name: module for each in _SECTIONS.values() for name, module in each.items()}
 
 #: 128 + SIGINT, as shells have it.
 _INTERRUPTED = 130
@@ -76,6 +88,19 @@ class _Commands(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} is no command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click's own, in sections."""
+        widest = max(map(len, _COMMANDS))
+        for title, names in _SECTIONS.items():
+            rows = []
+            for name in names:
+                command = self.get_command(ctx, name)
+                if command is not None:
+                    limit = formatter.width - widest - 6
+                    rows.append((f"{name:<{widest}}", command.get_short_help_str(limit)))
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -130,8 +155,9 @@ def _forget_stdout() -> None:
     default=DEFAULT_SOCKET,
     show_default=True,
     show_envvar=True,
-    metavar="PATH",
-    help="Where the daemon listens.",
+    metavar="ADDRESS",
+    help="Where the daemon listens: a path, or ssh://[USER@]HOST[:PORT][/PATH] for that of another "
+    "machine.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, as the daemon answers it.")
 @click.version_option(__version__, prog_name="kpmctl")

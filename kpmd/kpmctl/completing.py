@@ -22,37 +22,13 @@ _PATIENCE = 1.0
 _MOST = 200
 
 
-def _of_links(client: Client) -> Iterator[tuple[str, str]]:
-    for each in client.links():
-        yield each["id"], f"{each['kind']}, {each['count']} functions"
-
-
-def _of_programs(client: Client) -> Iterator[tuple[str, str]]:
-    for each in client.programs():
-        yield each["id"], f"{each['name']}, {each['links']} links"
-
-
-def _of_maps(client: Client) -> Iterator[tuple[str, str]]:
-    for each in client.maps():
-        yield each["id"], f"{each['name']}, {each['type']}"
-
-
-def _of_leases(client: Client) -> Iterator[tuple[str, str]]:
-    for each in client.leases():
-        yield each["id"], f"until {each['expires_at']}"
-
-
-def _of_clients(client: Client) -> Iterator[tuple[str, str]]:
-    for each in client.clients():
-        yield each["id"], f"{each['command']}[{each['pid']}]"
-
-
-_IDS: dict[str, Callable[[Client], Iterator[tuple[str, str]]]] = {
-    "lnk": _of_links,
-    "prg": _of_programs,
-    "map": _of_maps,
-    "lse": _of_leases,
-    "cli": _of_clients,
+#: By the prefix of ids: the client's call that lists such things, and what is told of each.
+_IDS = {
+    "lnk": ("links", "{kind}, {count} functions"),
+    "prg": ("programs", "{name}, {links} links"),
+    "map": ("maps", "{name}, {type}"),
+    "lse": ("leases", "until {expires_at}"),
+    "cli": ("clients", "{command}[{pid}]"),
 }
 
 
@@ -61,9 +37,10 @@ def ids(ctx: click.Context, prefixes: Iterable[str], begin: str) -> list[Complet
 
     def find(client: Client) -> Iterator[CompletionItem]:
         for prefix in prefixes:
-            for id_, help_ in _IDS[prefix](client):
-                if id_.startswith(begin):
-                    yield CompletionItem(clean(id_), help=clean(help_))
+            call, told = _IDS[prefix]
+            for each in getattr(client, call)():
+                if each["id"].startswith(begin):
+                    yield CompletionItem(clean(each["id"]), help=clean(told.format_map(each)))
 
     return _asked(ctx, find)
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kpmd.client.errors import ProtocolError
+
 #: ``slots[i]`` are the calls of 2^i to 2^(i+1)-1 ns; the first those of 0 ns, too.
 SLOTS = 64
+
+#: struct latency of the builtin: calls, total_ns, max_ns, slots.
+_LATENCY = struct.Struct(f"={3 + SLOTS}Q")
+
+#: Its size.
+SIZE = _LATENCY.size
 
 _UNITS = ((10**9, "s"), (10**6, "ms"), (10**3, "µs"), (1, "ns"))
 
@@ -58,6 +67,18 @@ def together(histograms: Iterable[Histogram]) -> Histogram:
     for each in histograms:
         made.add(each)
     return made
+
+
+def parse(value: str | list[str]) -> Histogram:
+    """A value of the builtin's map ``latencies``: a histogram for each CPU. Raises ProtocolError"""
+    made = []
+    for text in [value] if isinstance(value, str) else value:
+        try:
+            calls, total, longest, *slots = _LATENCY.unpack(bytes.fromhex(text))
+        except (TypeError, ValueError, struct.error):
+            raise ProtocolError("the daemon's answer has a value that is no histogram") from None
+        made.append(Histogram(calls, total, longest, slots))
+    return together(made)
 
 
 def span(ns: int, unicode: bool = True) -> str:

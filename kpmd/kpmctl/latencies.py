@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kpmd.client.errors import ProtocolError
-from kpmd.kpmctl.histogram import SLOTS, Histogram, together
+from kpmd.kpmctl.histogram import Histogram, parse, together
 from kpmd.kpmctl.tracing import Tracing, u64
 
 if TYPE_CHECKING:
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
 
 #: Functions that the map has room for at first.
 _ROOM = 1024
-
-#: struct latency of the builtin: calls, total_ns, max_ns, slots.
-_LATENCY = struct.Struct(f"={3 + SLOTS}Q")
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ class Latencies:
         elapsed = time.monotonic() - self.tracing.began
         functions = []
         for entry in entries:
-            address, times = u64(entry["key"]), _parsed(entry["value"])
+            address, times = u64(entry["key"]), parse(entry["value"])
             # An entry is made before its first call is in it.
             if times.calls:
                 functions.append(FunctionTimes(*self.tracing.name(address), address, times))
@@ -94,15 +89,3 @@ class Latencies:
     def close(self) -> None:
         """Give everything back."""
         self.tracing.close()
-
-
-def _parsed(value: str | list[str]) -> Histogram:
-    """An entry's value: a histogram for each CPU."""
-    made = []
-    for text in [value] if isinstance(value, str) else value:
-        try:
-            calls, total, longest, *slots = _LATENCY.unpack(bytes.fromhex(text))
-        except (ValueError, struct.error):
-            raise ProtocolError("the daemon's answer has a value that is no histogram") from None
-        made.append(Histogram(calls, total, longest, slots))
-    return together(made)

@@ -18,11 +18,11 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from click.testing import CliRunner
 
-from kpmd.client.errors import ApiError, ConnectionFailed, ProtocolError
+from kpmd.client.errors import ApiError, ConnectionFailed
 from kpmd.kpmctl import failures
 from kpmd.kpmctl.cli import main
 from kpmd.kpmctl.dashboard import feed, reading
-from kpmd.kpmctl.dashboard.figures import HISTORY, Histogram, Rates, calls_of, histogram_of
+from kpmd.kpmctl.dashboard.figures import HISTORY, Rates
 from kpmd.kpmctl.dashboard.reading import Daemon
 from kpmd.kpmctl.dashboard.server import application
 from kpmd.kpmctl.dashboard.watch import Watcher
@@ -77,31 +77,6 @@ def in_hex(*numbers: int) -> str:
 
 def latency(calls: int, total: int, longest: int, **slots: int) -> str:
     return in_hex(calls, total, longest, *(slots.get(f"s{slot}", 0) for slot in range(64)))
-
-
-def test_values_of_all_cpus_are_summed() -> None:
-    assert calls_of([in_hex(7), in_hex(0), in_hex(1 << 60)]) == 7 + (1 << 60)
-    assert calls_of(in_hex(7)) == 7
-    found = histogram_of([latency(2, 30, 20, s3=1, s4=1), latency(0, 0, 0), latency(1, 9, 9, s3=1)])
-    assert (found.calls, found.total, found.longest) == (3, 39, 20)
-    assert (found.slots[3], found.slots[4]) == (2, 1)
-
-
-def test_quantiles_are_ends_of_buckets() -> None:
-    slots = [0] * 64
-    slots[3], slots[10], slots[63] = 90, 9, 1
-    found = Histogram(100, 0, 1 << 63, slots)
-    assert [found.quantile(each) for each in (0.5, 0.9, 0.99, 1.0)] == [15, 15, 2047, 1 << 63]
-    assert Histogram(1, 5, 5, [0, 0, 1]).quantile(0.5) == 5
-    assert Histogram(0, 0, 0, [0]).quantile(0.5) == 0
-
-
-@pytest.mark.parametrize("value", ["xyz", ["00", "0"], [7]])
-def test_values_that_make_no_sense(value: Any) -> None:
-    with pytest.raises(ProtocolError):
-        calls_of(value)
-    with pytest.raises(ProtocolError):
-        histogram_of("00" * 16)
 
 
 # What is read

@@ -9,7 +9,7 @@ import click
 from kpmd.kpmctl.commands.maps import map_cells, map_table
 from kpmd.kpmctl.commands.show import program_cells, program_table
 from kpmd.kpmctl.output import Column, Settings, Table, clean, end_each, write_table
-from kpmd.kpmctl.parameters import id_of, is_glob, number, size, variable
+from kpmd.kpmctl.parameters import FUNCTION, id_of, is_glob, number, size, variable
 from kpmd.kpmctl.progress import shown
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def load(
 
 
 @click.command()
-@click.argument("program_id")
-@click.argument("functions", metavar="[FUNCTION]...", nargs=-1)
+@click.argument("program_id", type=id_of("prg"))
+@click.argument("functions", type=FUNCTION, metavar="[FUNCTION]...", nargs=-1)
 @click.option(
     "--exclude", metavar="GLOB", multiple=True, help="Leave out what matches; repeatable."
 )

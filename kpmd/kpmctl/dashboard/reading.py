@@ -8,16 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kpmd.client.errors import ApiError
-from kpmd.kpmctl.dashboard.figures import (
-    COUNTS_SIZES,
-    LATENCIES_SIZES,
-    Flow,
-    Histogram,
-    Rates,
-    address_of,
-    calls_of,
-    histogram_of,
-)
+from kpmd.kpmctl import histogram
+from kpmd.kpmctl.dashboard.figures import Flow, Rates
+from kpmd.kpmctl.histogram import Histogram
+from kpmd.kpmctl.tracing import total, u64
 
 if TYPE_CHECKING:
     from kpmd.client import answers
@@ -32,6 +26,9 @@ BUSIEST, HISTOGRAMS = 50, 12
 
 #: Maps that are read, entries of all of them together, and functions of a link that are named.
 MAPS, ENTRIES, NAMES = 20, 4096, 1 << 16
+
+#: Names of the builtins' maps, and sizes of their keys and values, which no others may have.
+_KNOWN = (("counts", (8, 8)), ("latencies", (8, histogram.SIZE)))
 
 #: Functions that are named in a link's row.
 _PREVIEW = 3
@@ -101,16 +98,16 @@ class Figures:
                 notes.add(f"Only the first {ENTRIES} functions that are in maps are read.")
             whose = next((one["owner"] for one in programs if one["id"] in each["programs"]), None)
             about = {"map": each["id"], "owner": whose}
-            values = {address_of(entry): entry["value"] for entry in entries}
+            values = {u64(entry["key"]): entry["value"] for entry in entries}
             if each["name"] == "latencies":
-                found = {address: histogram_of(value) for address, value in values.items()}
+                found = {address: histogram.parse(value) for address, value in values.items()}
                 histograms += [
-                    (histogram, about | _function(address, watched.names))
-                    for address, histogram in found.items()
-                    if histogram.calls
+                    (times, about | _function(address, watched.names))
+                    for address, times in found.items()
+                    if times.calls
                 ]
             else:
-                counts = {address: calls_of(value) for address, value in values.items()}
+                counts = {address: total(value) for address, value in values.items()}
                 watched.rates.sample(now(), counts)
                 flows += [
                     (flow, about | _function(address, watched.names))
@@ -118,7 +115,7 @@ class Figures:
                     if flow.calls
                 ]
         flows.sort(key=lambda each: (-each[0].lately, -each[0].calls, each[1]["address"]))
-        histograms.sort(key=lambda each: (-each[0].total, each[1]["address"]))
+        histograms.sort(key=lambda each: (-each[0].total_ns, each[1]["address"]))
         return {
             "rates": _cut([about | _rates(flow) for flow, about in flows[:BUSIEST]], len(flows)),
             "histograms": _cut(
@@ -200,7 +197,7 @@ async def some(items: AsyncIterator[T], most: int) -> tuple[list[T], bool]:
 def _is_known(map_: answers.Map) -> bool:
     """Whether it is such a map as the builtins ``count`` and ``latency`` have."""
     sizes = (map_["key_size"], map_["value_size"])
-    return (map_["name"], sizes) in (("counts", COUNTS_SIZES), ("latencies", LATENCIES_SIZES))
+    return (map_["name"], sizes) in _KNOWN
 
 
 def _name(target: answers.Target) -> str:
@@ -223,10 +220,10 @@ def _histogram(each: Histogram) -> dict[str, Any]:
     first, last = (used[0], used[-1]) if used else (0, -1)
     return {
         "calls": each.calls,
-        "mean": each.total / each.calls,
-        "longest": each.longest,
-        "half": each.quantile(0.5),
-        "most": each.quantile(0.99),
+        "mean": each.mean_ns,
+        "longest": each.max_ns,
+        "half": each.quantile_ns(0.5),
+        "most": each.quantile_ns(0.99),
         "first": first,
         "slots": list(each.slots[first : last + 1]),
     }
