@@ -203,7 +203,7 @@ def test_kpmctl_counts_by_glob_as_nobody(daemon: Daemon) -> None:
         [
             sys.executable,
             "-m",
-            "kpmd.client",
+            "kpmd.kpmctl",
             "--socket",
             daemon.socket,
             "--json",
