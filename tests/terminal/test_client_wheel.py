@@ -94,7 +94,7 @@ def test_its_versions_are_those_of_kpmd() -> None:
 
 
 def test_it_runs_with_nothing_else(installed: list[str]) -> None:
-    for arguments, told in ((["--version"], kpmd.__version__), (["--help"], "Commands:")):
+    for arguments, told in ((["--version"], kpmd.__version__), (["--help"], "Programs and links:")):
         code = f"sys.argv[1:] = {arguments}\nfrom kpmd.kpmctl.__main__ import main\nmain()"
         assert told in python(installed, code)
     link = {"id": "lnk-1", "count": 1}

@@ -83,6 +83,8 @@ class FakeBuiltin:
         return {"id": id_, "count": len(FUNCTIONS), "missed": self.missed}
 
     def _items(self, path: str) -> list[Any]:
+        if path == "/work":  # asked for where the machine is slow
+            return []
         if path.endswith("/targets"):
             return [
                 {"address": f"0x{address:016x}", "symbol": name, "module": module, "cookie": "0"}
