@@ -1,4 +1,4 @@
-"""The client: a Python library, and ``kpmctl``.
+"""The client: a Python library.
 
 HTTP on the daemon's Unix socket, and with nothing of the daemon in it::
 
@@ -14,7 +14,7 @@ HTTP on the daemon's Unix socket, and with nothing of the daemon in it::
 ``AsyncClient`` has the same methods as coroutines. Errors are subclasses of ``ClientError``, one
 for each kind that the daemon knows (``kpmd.client.errors``).
 
-What it names is imported when it is first used: ``kpmctl --version`` needs none of it.
+What it names is imported when it is first used: few need all of it.
 """
 
 from __future__ import annotations

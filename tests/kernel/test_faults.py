@@ -222,7 +222,7 @@ def test_lease_outlives_its_client_and_takes_all_with_it(
     assert there.links == {link["kernel_id"]}
     assert len(there.programs) == 1
     if how == "expires":
-        rest.ok("PUT", f"/leases/{lease}", {"ttl": 1})
+        rest.ok("PUT", f"/leases/{lease}", {"ttl": 0.1})
         daemon.wait_for("ended", what="link", id=link["id"], reason="lease-expired")
     else:
         rest.ok("DELETE", f"/leases/{lease}")
@@ -247,7 +247,7 @@ def test_lease_ends_while_a_link_is_being_made_for_it(
     made = fork(work, 0)
     wait_for_call(daemon.pid, ATTACH)
     if how == "expires":
-        rest.ok("PUT", f"/leases/{lease}", {"ttl": 1})
+        rest.ok("PUT", f"/leases/{lease}", {"ttl": 0.1})
     else:
         rest.ok("DELETE", f"/leases/{lease}")
     refused: dict[str, Any] = daemon.wait_for("audit", pid=made.pid, call="POST /links")
