@@ -61,7 +61,7 @@ class Leases:
                 for each, reason in ended:
                     if each == id_:
                         raise _gone(id_, reason)
-        raise NotFound(f"there is no lease {id_!r} that you may see; list yours with GET")
+        raise NotFound(f"there is no lease {id_!r} that you may see; list yours with GET /leases")
 
     def renew(self, lease: Lease, ttl: float, now: float) -> None:
         """Let it live for ``ttl`` seconds from now on."""
