@@ -87,7 +87,9 @@ class Holdings:
     ) -> Owned:
         record = shelf.get(id_)
         if record is None or not self.sees(caller, record):
-            raise NotFound(f"there is no {what} {id_!r} that you may see; list yours with GET /{what}s")
+            raise NotFound(
+                f"there is no {what} {id_!r} that you may see; list yours with GET /{what}s"
+            )
         if touch:
             check_touch(caller, record.uid, f"{what} {id_}")
         return record
