@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kpmd.client.errors import ProtocolError
-from kpmd.kpmctl.filters import Wanted
 from kpmd.kpmctl.tracing import Tracing, total, u64
 
 if TYPE_CHECKING:
     from kpmd.client import answers
     from kpmd.client.client import Client
-
+    from kpmd.kpmctl.filters import Wanted
 
 #: Functions that the map of a count by globs has room for at first.
 _ROOM = 4096
@@ -83,22 +81,8 @@ class Counter:
         self._by_process = False
         self._samples: list[Sample] = []
 
-    def start(
-        self,
-        functions: Sequence[str],
-        pid: int | None,
-        kind: answers.Kind,
-        exclude: Sequence[str] = (),
-        variables: Mapping[str, int | bytes] | None = None,
-        by_process: bool = False,
-    ) -> None:
-        """Load and attach; ``pid`` is the only process to count for. Raises ClientError.
-
-        ``functions`` are names, or, where one of them has a wildcard, globs. ``variables`` are the
-        builtin's other global variables, ``by_process`` counts each process's calls apart.
-        """
-        asked = dict(variables or {}) if pid is None else {"target_pid": pid, **(variables or {})}
-        wanted = Wanted(tuple(functions), tuple(exclude), asked)
+    def start(self, wanted: Wanted, kind: answers.Kind, by_process: bool = False) -> None:
+        """Load and attach; ``by_process`` counts each process's calls apart. Raises ClientError."""
         self._by_process = by_process
         if by_process:
             sizes = {"counts": 1, "counts_by_process": _PROCESSES}

@@ -11,6 +11,7 @@ import pytest
 from kpmd.client.client import Client
 from kpmd.kpmctl import failures
 from kpmd.kpmctl.counting import Counter
+from kpmd.kpmctl.filters import Wanted
 from tests.unit.test_client import running_daemon
 from tests.unit.test_kpmctl import good, read_json, run
 
@@ -83,7 +84,7 @@ def test_count_makes_room_for_more_than_it_guessed(
     monkeypatch.setattr("kpmd.kpmctl.counting._ROOM", 1)
     with Client(daemon) as client:
         counter = Counter(client)
-        counter.start(["vfs_*"], None, "kprobe")
+        counter.start(Wanted(("vfs_*",)), "kprobe")
         (counts,) = client.maps()
         assert counts["max_entries"] == 3
         assert len(list(client.links())) == 1

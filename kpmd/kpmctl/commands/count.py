@@ -58,14 +58,7 @@ def count(
         last.callback(counter.close)
 
         def start() -> None:
-            counter.start(
-                wanted.functions,
-                None,
-                "kretprobe" if kretprobe else "kprobe",
-                wanted.exclude,
-                wanted.variables,
-                by_process,
-            )
+            counter.start(wanted, "kretprobe" if kretprobe else "kprobe", by_process)
 
         begin(settings, stop, start)
         view = make_view(settings, top, by_process)

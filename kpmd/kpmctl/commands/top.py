@@ -63,7 +63,7 @@ def top(ctx: click.Context, wanted: Wanted, duration: float | None, interval: fl
         with settings.client() as client, contextlib.ExitStack() as last:
             counter = Counter(client)
             last.callback(counter.close)
-            counter.start(wanted.functions, None, "kprobe", wanted.exclude, wanted.variables)
+            counter.start(wanted, "kprobe")
             with explained():
                 yield counter
 
