@@ -35,6 +35,8 @@ class Source(Protocol):
     busy: bool
     #: There was more than what was taken last.
     more: bool
+    #: That there is something is told once, not for as long as it is there.
+    told_once: bool
 
     def take(self) -> tuple[Batch | None, Lost | None]:
         """The next records, still in the buffer, and what was lost behind them.
@@ -54,6 +56,8 @@ class Source(Protocol):
 
 class Ring:
     """A ring buffer."""
+
+    told_once = False
 
     def __init__(self, memory: RingBuffer) -> None:
         self._memory = memory
@@ -97,6 +101,8 @@ class Perf:
     """All CPUs' buffers, one after the other."""
 
     busy = False
+    # Whoever asks whether there is news takes the news away (perf_poll in kernel/events/core.c).
+    told_once = True
 
     def __init__(self, rings: PerfRings) -> None:
         self._rings = rings

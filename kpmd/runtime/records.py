@@ -165,6 +165,8 @@ class _Pump:
         self._uid = uid
         self._readers: set[Reader] = set()
         self._wake = asyncio.Event()
+        #: A source that tells once has told since we last looked.
+        self._told = False
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         #: It takes nothing any more but what is there already.
@@ -197,6 +199,11 @@ class _Pump:
             return
         self.opened.set_result(None)
         try:
+            if source.told_once:
+                # The kernel asks for news as it begins to watch, and forgets them: we watch all
+                # the time, and look for the first time when it does (the loop has gone round).
+                self._loop.add_reader(source.fileno(), self._tell)
+                await asyncio.sleep(0)
             while not self.ending:
                 if not await self._turn(source):
                     await self._wait(source)
@@ -211,6 +218,8 @@ class _Pump:
             log.error("bug", error, map=self.id)
             self._cut()
         finally:
+            if source.told_once:
+                self._loop.remove_reader(source.fileno())
             self.ending = True
             for reader in self._readers:
                 reader.end()
@@ -225,6 +234,7 @@ class _Pump:
         """Take a batch, if there is one. False: it is time to wait."""
         gate = self._records.gate
         await gate.enter(self._uid)
+        self._told = False
         try:
             batch, lost = source.take()
             if batch is None:
@@ -248,6 +258,10 @@ class _Pump:
             await self._wake.wait()
             handle.cancel()
 
+    def _tell(self) -> None:
+        self._told = True
+        self._wake.set()
+
     async def _wait(self, source: Source) -> None:
         """Wait for records, or until the end."""
         if source.busy:
@@ -255,7 +269,10 @@ class _Pump:
             await self._sleep(_BUSY_PAUSE)
             return
         self._wake.clear()
-        if not self.ending:
+        if source.told_once:
+            if not self.ending and not self._told:
+                await self._wake.wait()
+        elif not self.ending:
             self._loop.add_reader(source.fileno(), self._wake.set)
             try:
                 await self._wake.wait()

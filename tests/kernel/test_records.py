@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -139,6 +140,26 @@ def test_perf_buffers(daemon: Daemon, rest: Rest, load: Callable[..., Loaded]) -
         assert first["pid"] == second["pid"] == os.getpid()
         assert int(second["number"]) == int(first["number"]) + 1
         assert (first["phase"], first["below_zero"]) == ("END", "-1")
+
+
+def test_a_perf_buffers_record_is_seen_whenever_it_comes(
+    daemon: Daemon, load: Callable[..., Loaded]
+) -> None:
+    """While it is being looked for, while it begins to be waited for, and while it is waited for.
+
+    The kernel tells of a record once, and to whoever asks first.
+    """
+    loaded = load("to_perf")
+    with closing(Stream(daemon.socket, loaded.maps["perf_events"], OCTETS)) as stream:
+        for step in range(400):
+            # No sleep: that would always take longer than the daemon needs to begin to wait.
+            until = time.perf_counter() + step * 10e-6
+            while time.perf_counter() < until:
+                pass
+            call_getpid()
+            record = stream.record()
+            assert isinstance(record, bytes)
+            assert EVENT.unpack_from(record)[0] == step
 
 
 def test_a_slow_reader_is_told_how_much_it_lost(
