@@ -182,7 +182,8 @@ pictures: $(STAMP)
 
 ## lock: take the newest versions of all dependencies into the lock files
 lock: $(STAMP)
-	@for extra in "-o requirements.txt" "--extra dev -o requirements-dev.txt"; do \
+	@for extra in "-o requirements.txt" "--extra tracing -o requirements-tracing.txt" \
+			"--extra dev --extra tracing -o requirements-dev.txt"; do \
 		$(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes --no-header --strip-extras \
 			--allow-unsafe --no-emit-index-url --no-emit-find-links $$extra pyproject.toml; \
 	done
