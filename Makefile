@@ -11,6 +11,7 @@ BPF_APT := clang llvm libbpf-dev bpftool
 DOCS_APT := curl jq xxd openssl
 # Shells that complete, and a reader of manual pages.
 TERMINAL_APT := zsh fish groff-base
+DEB_APT := debhelper dpkg-dev lintian
 BROWSER_APT := chromium chromium-driver fonts-dejavu-core
 SECONDS ?= 10
 KERNEL  ?= 6.12
@@ -22,6 +23,21 @@ VM_TESTS := $(addprefix vm-kernel-,$(KERNELS))
 # With and without kprobe multi.
 SYSTEMD_KERNELS ?= 6.12 6.1
 SYSTEMD_TESTS := $(addprefix vm-systemd-,$(SYSTEMD_KERNELS))
+# Of each lock file: $folder is where it is made, $options what is added.
+PIP_COMPILE := for lock in "requirements.txt" "requirements-tracing.txt --extra tracing" \
+		"requirements-dev.txt --extra dev --extra tracing"; do \
+	$(VENV)/bin/pip-compile --quiet --generate-hashes --no-header --strip-extras --allow-unsafe \
+		--no-emit-index-url --no-emit-find-links $$options -o $$folder/$$lock pyproject.toml || exit 1; \
+	done
+PIP_LICENSES := $(VENV)/bin/pip-licenses --format markdown --with-urls
+# Of tools, nothing of which is in a package of kpmd; what may be is in pyproject.toml.
+TOOL_LICENCES := 0BSD;0BSD OR CC0-1.0;Apache;Apache-2.0;Apache-2.0 OR BSD-2-Clause;Apache Software License;BSD;\
+	BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL);MIT;MIT License;MIT OR Apache-2.0;MPL-2.0;\
+	Mozilla Public License 2.0 (MPL 2.0);Python Software Foundation License;\
+	GNU Lesser General Public License v3 (LGPLv3)
+# Where the Debian package is tried: the number of a Debian, and a kernel.
+DEB_TESTS := deb-12-6.1 deb-13-6.12
+DEB ?= build/deb
 TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -29,7 +45,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test setup setup-run setup-vm setup-bpf setup-tests setup-browser check unit test-process test-fuzz test-own test-kernel \
 	test-systemd test-vm test-terminal test-browser $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi docs man \
-	pictures lock format bench bench-peers clean
+	deb test-deb $(DEB_TESTS) pictures lock lock-check licences dist test-dist format bench bench-peers clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -77,7 +93,7 @@ unit: $(STAMP) setup-run
 	@deploy/apt-install cpio
 	$(PY) -m pytest --numprocesses 2
 
-## test-terminal: kpmctl on terminals, in shells, as a manual and as a package
+## test-terminal: kpmctl on terminals, in shells, and as a manual
 test-terminal: $(STAMP) setup-run
 	@deploy/apt-install $(TERMINAL_APT)
 	$(PY) -m pytest --numprocesses 2 tests/terminal
@@ -176,17 +192,72 @@ docs: $(STAMP) man
 man: $(STAMP)
 	@$(PY) -m tests.tools.man build/man >/dev/null
 
+## deb: the Debian package, in build/deb
+deb: $(STAMP)
+	@deploy/apt-install $(DEB_APT)
+	@rm -rf $(DEB) && $(PY) deploy/debian/assemble.py $(DEB)/source
+	@cd $(DEB)/source && dpkg-buildpackage --build=binary --no-sign >../build.log 2>&1 || \
+		{ cat ../build.log; exit 1; }
+	@rm -rf $(DEB)/source
+	@# Whoever distributes the package has an address; the project has none.
+	@lintian --allow-root --fail-on error,warning $(DEB)/*.changes \
+		--suppress-tags bogus-mail-host,bogus-mail-host-in-debian-changelog
+	@ls -s --block-size=kB $(DEB)/*.deb
+
+## test-deb: the Debian package: the same bytes each time; its life in VMs with Debian 12 and 13
+test-deb: deb setup-vm
+	@$(MAKE) --no-print-directory deb DEB=build/deb/again
+	@cmp build/deb/*.deb build/deb/again/*.deb
+	@mkdir build/deb/later
+	@$(PY) -m tests.packages.later build/deb/*.deb build/deb/later/kpmd.deb
+	@$(MAKE) $(TWO_AT_ONCE) $(DEB_TESTS)
+
+# By the guest's own Python: the project's may be this machine's, which that Debian does not have.
+$(DEB_TESTS): deb-%:
+	$(PY) -m tests.vm run --systemd --debian $(firstword $(subst -, ,$*)) \
+		--kernel $(lastword $(subst -, ,$*)) --timeout 1200 -- \
+		env --unset PYTEST_PLUGINS PYTHONPATH=$(abspath $(wildcard $(VENV)/lib/python3*/site-packages)) \
+		/usr/bin/python3 -m pytest --config-file tests/packages/pytest.ini --exitfirst \
+		--durations 12 tests/packages
+
 ## pictures: the README's pictures of kpmctl
 pictures: $(STAMP)
 	$(PY) -m tests.tools.pictures docs/pictures
 
 ## lock: take the newest versions of all dependencies into the lock files
 lock: $(STAMP)
-	@for extra in "-o requirements.txt" "--extra tracing -o requirements-tracing.txt" \
-			"--extra dev --extra tracing -o requirements-dev.txt"; do \
-		$(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes --no-header --strip-extras \
-			--allow-unsafe --no-emit-index-url --no-emit-find-links $$extra pyproject.toml; \
+	@folder=. options=--upgrade; $(PIP_COMPILE)
+
+## lock-check: whether the lock files are what pyproject.toml makes with the versions in them
+lock-check: $(STAMP)
+	@rm -rf build/lock && mkdir -p build/lock && cp requirements*.txt build/lock/
+	@folder=build/lock; $(PIP_COMPILE)
+	@for lock in requirements*.txt; do \
+		diff --unified $$lock build/lock/$$lock || \
+			{ echo "build/lock has what it should be; make lock takes the newest" >&2; exit 1; }; \
 	done
+	@! grep -En '^ *--(index-url|extra-index-url|find-links|trusted-host)|://' requirements*.txt
+
+## licences: of all that is locked, in build/licences.md; fails for one that is not on the lists
+licences: $(STAMP)
+	@mkdir -p build/licences
+	@$(PY) -m tests.tools.locked build/licences/runtime requirements-tracing.txt
+	@$(PY) -m tests.tools.locked build/licences/tools requirements-dev.txt --without requirements-tracing.txt
+	@set -e; { \
+		printf '# What kpmd runs with\n\n'; \
+		$(PIP_LICENSES) --python build/licences/runtime/bin/python; \
+		printf '\n# Tools that build and test it, and are no part of it\n\n'; \
+		$(PIP_LICENSES) --python build/licences/tools/bin/python --allow-only "$(TOOL_LICENCES)"; \
+	} > build/licences.md
+	@echo "build/licences.md: $$(grep -c '^| [^N]' build/licences.md) packages"
+
+## dist: sdist, wheels, SBOM and checksums, in build/dist
+dist: $(STAMP)
+	@$(PY) -m tests.tools.dist build/dist
+
+## test-dist: what dist makes: the same each time, installed in clean environments, and run
+test-dist: $(STAMP) setup-run
+	$(PY) -m pytest tests/dist
 
 ## format: format all Python
 format: $(STAMP)

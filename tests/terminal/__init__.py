@@ -1,1 +1,1 @@
-"""kpmctl where people use it: on terminals, in shells, as a manual, as a package."""
+"""kpmctl where people use it: on terminals, in shells, as a manual."""

@@ -1,4 +1,4 @@
-"""kpmctl's manual pages: one for each command, and nothing that groff has to complain of."""
+"""The manual pages: one for each command, the daemon's, and nothing that groff complains of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def test_each_command_has_a_page_that_groff_reads(tmp_path: Path) -> None:
     # A process of its own: what sphinx-click uses of Sphinx is deprecated.
     subprocess.run([sys.executable, "-m", "tests.tools.man", tmp_path], check=True, cwd=ROOT)
     pages = sorted(tmp_path.iterdir())
-    assert {each.stem for each in pages} == {page_name(context) for context in commands()}
+    made = {each.name for each in pages}
+    assert {f"{page_name(context)}.1" for context in commands()} <= made
+    assert {"kpmd.8", "kpmd.toml.5", "kpmd-policy.toml.5"} <= made
     done = subprocess.run(
         ["groff", "-K", "utf8", "-man", "-ww", "-T", "utf8", *pages], capture_output=True, text=True
     )
@@ -25,3 +27,5 @@ def test_each_command_has_a_page_that_groff_reads(tmp_path: Path) -> None:
     assert "Exit status" in text
     assert r"\-\-socket" in text
     assert "DESCRIPTION" in (tmp_path / "kpmctl-lease-create.1").read_text()
+    assert r"\-\-check\-config" in (tmp_path / "kpmd.8").read_text()
+    assert "[administrators]" in (tmp_path / "kpmd-policy.toml.5").read_text()

@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hatchling.builders.wheel import WheelBuilder
 
 import kpmd
+from tests.dist.conftest import Built
 from tests.unit.test_client import ROOT, always, http, scripted
 
 #: What comes with the dependencies that it names, and theirs.
@@ -23,9 +23,8 @@ EXTRAS = ("kpmd.kpmctl.dashboard", "kpmd.kpmctl.top_")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    return Path(next(WheelBuilder(str(ROOT / "deploy" / "client")).build(directory=str(folder))))
+def wheel(built: Built) -> Path:
+    return built.client
 
 
 @pytest.fixture(scope="module")
