@@ -13,7 +13,7 @@ Attach = Literal["kprobe_multi", "kprobe_session"]
 #: Where a link runs its program: at the entry, at the return, or (session) at both.
 Kind = Literal["kprobe", "kretprobe", "session"]
 #: What the policy can let a user do; what only looks at what is one's own needs no leave.
-Right = Literal["load", "attach", "maps", "symbols", "leases", "events"]
+Right = Literal["load", "attach", "maps", "symbols", "leases", "events", "metrics"]
 #: Where a program can come from.
 Source = Literal["builtin", "object", "instructions"]
 #: When a thing ends by itself: with the process that made it, with the connection it was made on,

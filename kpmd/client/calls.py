@@ -105,8 +105,31 @@ class Calls:
         ``idempotent`` False: what the method promises is not so here.
         """
         data = None if body is None else json.dumps(body).encode()
-        request = Request(method, target, data)
-        repeatable = idempotent and method in _IDEMPOTENT
+        content = await self._content(
+            Request(method, target, data), fds, home=home, idempotent=idempotent
+        )
+        if content is None:
+            return None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise self._way.not_kpmd("its answer is no JSON") from error
+
+    async def _text(self, target: str) -> str:
+        """Ask for what is no JSON."""
+        request = Request("GET", target, accept="text/plain")
+        return (await self._content(request) or b"").decode(errors="backslashreplace")
+
+    async def _content(
+        self,
+        request: Request,
+        fds: list[int] | None = None,
+        *,
+        home: bool = False,
+        idempotent: bool = True,
+    ) -> bytes | None:
+        """The content of a call's answer, which is successful; None where it has none."""
+        repeatable = idempotent and request.method in _IDEMPOTENT
         patience = Patience(self._net, self._patience)
         unknown = False  # whether an earlier try may have done it
         while True:
@@ -124,11 +147,11 @@ class Calls:
                 if not _nothing_done(error) or not await patience.wait():
                     raise
             except (NotFound, Gone):
-                if method == "DELETE" and unknown:
+                if request.method == "DELETE" and unknown:
                     return None
                 raise
 
-    async def _once(self, request: Request, fds: list[int] | None, home: bool) -> Any:
+    async def _once(self, request: Request, fds: list[int] | None, home: bool) -> bytes | None:
         if home:
             async with self._home_turn:
                 status, content = await self._home.ask(request, fds)
@@ -143,10 +166,7 @@ class Calls:
             return None
         if not 200 <= status < 300:
             raise refusal(self._way, status, content)
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise self._way.not_kpmd(f"HTTP status {status}, and no JSON") from error
+        return content
 
     def _another(self) -> Connection:
         made = Connection(self._way, self._max_answer)

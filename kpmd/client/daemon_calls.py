@@ -34,6 +34,14 @@ class DaemonCalls(Calls):
         return cast(answers.Health, await self._get("/healthz"))
 
     @operation
+    async def metrics(self) -> str:
+        """What the daemon counts, in Prometheus's text format, for those whom the policy lets.
+
+        Kinds of errors: ``forbidden``.
+        """
+        return await self._text("/metrics")
+
+    @operation
     async def policy(self, user: str | int | None = None) -> answers.UserPolicy:
         """What a user, by name or uid, may do and how much of it is used; None: the caller.
 

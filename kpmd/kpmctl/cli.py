@@ -49,7 +49,9 @@ _SECTIONS = {
         "capabilities": "show",
         "symbols": "show",
         "policy": "policy",
+        "metrics": "metrics",
         "completion": "completion",
+        "support-bundle": "support",
     },
 }
 
@@ -84,7 +86,8 @@ class _Commands(click.Group):
             return None
         module = importlib.import_module(f"kpmd.kpmctl.commands.{_COMMANDS[cmd_name]}")
         # `globals` is a name of Python's own.
-        command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_", None)
+        name = cmd_name.replace("-", "_")
+        command = getattr(module, name, None) or getattr(module, f"{name}_", None)
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} is no command")
         return command

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kpmd.core.carried import VERSION
 from kpmd.runtime.notify import Notifier
 from tests.fakes.kernel import FakeKernel, symbol_files
 from tests.fakes.systemd import Manager
@@ -149,8 +150,9 @@ def rewrite(manager: Manager, name: str, how: str) -> None:
             raw = b"\xff\x00garbage" * 100
         elif how == "no JSON behind the head":
             raw = raw[:256] + body[: len(body) // 2]
-        elif how == "another version":
-            raw = json.dumps(head | {"kpmd": 999}).encode().ljust(255) + b"\n" + body
+        elif how in ("another version", "this version"):
+            number = 999 if how == "another version" else VERSION
+            raw = json.dumps(head | {"kpmd": number}).encode().ljust(255) + b"\n" + body
         elif how == "no head":
             raw = b""
         elif how == "not an object":
@@ -251,6 +253,34 @@ async def test_the_other_state_is_lost(house: House, process: Actors) -> None:
     await house.again("kill")
     assert (await house.client.get(f"/links/{made}"))["lifetime"] == PERSISTENT
     await house.client.delete(f"/links/{made}")
+
+
+@root
+async def test_rolled_back_and_upgraded_again(house: House, process: Actors) -> None:
+    """An older daemon leaves what it cannot read as it was: the newer one finds all of it again."""
+    nobody = await process(NOBODY)
+    program = (await nobody.post("/programs", instructions(lifetime=PERSISTENT)))["programs"][0]
+    made = await nobody.post("/links", link(program["id"], lifetime=PERSISTENT))
+    bound = await nobody.post("/links", link(program["id"], lifetime=PROCESS))
+    stored = set(house.manager.names)
+    for name in stored:
+        rewrite(house.manager, name, "another version")
+    await house.again()
+    # Held all the while, by administrators alone; what it was bound to is not known here.
+    held = {each["id"]: each for each in (await house.client.get("/links"))["items"]}
+    assert set(held) == {made["id"], bound["id"]}
+    assert {each["owner"]["uid"] for each in held.values()} == {0}
+    assert {each["lifetime"]["kind"] for each in held.values()} == {"persistent"}
+    for name in held | {program["id"]: None}:
+        rewrite(house.manager, name, "this version")
+    await house.again()
+    found = await house.client.get(f"/links/{made['id']}")
+    assert (found["owner"]["uid"], found["labels"]) == (NOBODY, made["labels"])
+    assert (found["kernel_id"], found["count"]) == (made["kernel_id"], made["count"])
+    # The older one could not know this one's client: it ends with the upgrade.
+    await until(lambda: bound["id"] not in house.manager.names)
+    assert await house.ids("/links") == [made["id"]]
+    await house.client.delete(f"/programs/{program['id']}?force=true")
 
 
 async def a_large_link(house: House) -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from pathlib import Path
 from typing import Any
 
 from kpmd.runtime.audit import Audit, Record, destinations
+from tests.kernel.rest import Rest
+from tests.systemd.conftest import Kpmd
 from tests.systemd.control import run, until
 
 
@@ -57,3 +60,22 @@ def test_journald_takes_every_value_as_it_is() -> None:
     assert entry["MESSAGE"].startswith("uid 1000: POST /links: forbidden (403) by rule ")
     assert entries("MESSAGE=forged") == []
     found(f"KPMD_REQUEST={marker}", "KPMD_WHAT_SYMBOLS=vfs_write")
+
+
+def test_no_record_is_dropped_for_being_one_of_many(kpmd: Kpmd, rest: Rest) -> None:
+    """The limit of journald is by unit: who has many records made would have others' dropped.
+
+    In a journal of kpmd's own, as docs/how-to/logs.md says, which leaves the other to other units.
+    """
+    own = Path("/etc/systemd/journald@kpmd.conf")
+    own.write_text("[Journal]\nRateLimitIntervalSec=1h\nRateLimitBurst=2\n", encoding="utf-8")
+    kpmd.service.add_drop_in("own", "[Service]\nLogNamespace=kpmd\n")
+    made = [rest.ok("POST", "/leases", {"ttl": 600}) for _ in range(25)]
+    pid = f"_PID={kpmd.service.main_pid}"
+    shown = ("journalctl", "--namespace=kpmd", "--identifier=kpmd-audit", "--output=cat", pid)
+    until(
+        lambda: run(*shown).count(": POST /leases: ok") == len(made),
+        f"{len(made)} records in the journal of its own",
+    )
+    assert entries(pid) == []
+    own.unlink()
