@@ -220,6 +220,7 @@ async def test_kprobes_one_by_one(client: Client, kernel: FakeKernel) -> None:
     await client.refused("POST", "/links", body, status=501, kind="not-supported")
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("no_garbage")
 async def test_a_large_one_leaves_the_event_loop_free(serve: Serve) -> None:
     many = 50_000

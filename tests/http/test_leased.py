@@ -76,7 +76,7 @@ async def test_the_timer_ends_leases_by_itself(serve: Serve, kernel: FakeKernel)
     """By the real clock: the one that is made last ends first, and one is renewed."""
     served = await serve(kernel)
     async with Client(served.path) as client:
-        late, renewed, soon = [await a_lease(client, ttl) for ttl in (0.3, 0.1, 0.05)]
+        late, renewed, soon = [await a_lease(client, ttl) for ttl in (1.0, 0.5, 0.05)]
         program = await a_program(client, lifetime=PERSISTENT)
         links = [
             await a_link(client, program, lifetime=on(lease)) for lease in (late, renewed, soon)

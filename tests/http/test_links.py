@@ -647,6 +647,7 @@ async def test_more_targets_than_one_link_takes(client: Client, kernel: FakeKern
     assert kernel.links == []
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("no_garbage")
 async def test_many_targets_leave_the_event_loop_free(serve: Serve) -> None:
     """Others are answered meanwhile, within a part of the time that the large request takes."""

@@ -211,6 +211,7 @@ async def large(serve: Serve) -> Served:
     return await serve(kernel)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("no_garbage")
 @pytest.mark.parametrize("dry_run", [False, True])
 async def test_the_worst_globs_leave_the_event_loop_free(large: Served, dry_run: bool) -> None:

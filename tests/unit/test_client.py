@@ -529,6 +529,7 @@ def test_denied_where_no_group_would_help(tmp_path: Path) -> None:
 # The package
 
 
+@pytest.mark.alone
 def test_imports_little() -> None:
     code = (
         "import sys, kpmd.client\n"

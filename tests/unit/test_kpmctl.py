@@ -120,6 +120,7 @@ def nothing_left(socket_: str) -> None:
 # The commands
 
 
+@pytest.mark.alone
 def test_version_imports_nothing_but_click() -> None:
     code = (
         "import sys\n"
