@@ -1,4 +1,4 @@
-"""``python -m tests.tools.man FOLDER``: kpmctl's manual pages, from the commands themselves.
+"""``python -m tests.tools.man FOLDER``: the manual pages, kpmctl's from the commands themselves.
 
 sphinx-click reads the commands, and Sphinx's own writer makes the pages, with warnings as errors.
 """
@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 
 from kpmd import __version__
 from kpmd.kpmctl.cli import main as kpmctl
+from tests.tools import man_daemon
 
 
 def commands(
@@ -80,7 +81,7 @@ def _rename(app: Sphinx, doctree: nodes.document) -> None:
     """A manual page has a section DESCRIPTION, where sphinx-click has one of the command's name."""
     _, made_by_click, *_ = doctree.findall(nodes.section)
     title = made_by_click.next_node(nodes.title)
-    if title is not None:
+    if title is not None and title.astext().startswith("kpmctl"):
         title.replace_self(nodes.title("", "Description"))
 
 
@@ -95,6 +96,9 @@ def write(folder: Path) -> list[Path]:
             (page_name(each), page_name(each), _what(each.command), list[str](), 1)
             for each in contexts
         ]
+        for page in man_daemon.pages():
+            Path(scratch, f"{page.name}.rst").write_text(page.text, encoding="utf-8")
+            listed.append((page.name, page.name, page.what, [], page.section))
         app = Sphinx(
             scratch,
             None,
@@ -120,7 +124,7 @@ def write(folder: Path) -> list[Path]:
         app.build()
         if app.statuscode:
             raise RuntimeError("Sphinx found something to warn about, see above")
-    return sorted(folder.glob("*.1"))
+    return sorted(folder.glob("*.[158]"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import debian, guest, systemd, tree
+from tests.vm import __main__, debian, guest, systemd, tree
 from tests.vm.errors import VmError
 
 STEPS = [tree.Step("bind", "/srv/a b", "/srv/a b"), tree.Step("link", "/opt/py", "../srv/a b")]
@@ -26,6 +26,22 @@ def test_another_debian_has_another_name() -> None:
     assert len(keys) == 4
     assert _system().key == _system().key
     assert _system().key.startswith("bookworm-")
+
+
+def test_debians_to_choose_from() -> None:
+    assert debian.SYSTEMS[debian.DEFAULT].suites[0] == "bookworm"
+    for name, release in (("12", "bookworm"), ("13", "trixie")):
+        system = debian.SYSTEMS[name]
+        assert system.suites == (release, f"{release}-updates", f"{release}-security")
+        assert {"systemd", "python3", "libbpf1"} <= set(system.packages)
+    assert len({system.key for system in debian.SYSTEMS.values()}) == len(debian.SYSTEMS)
+
+
+@pytest.mark.parametrize("action", [["run", "--systemd"], ["shell", "--systemd"], ["fetch"]])
+def test_which_debian(action: list[str]) -> None:
+    parse = __main__._parser().parse_args
+    assert parse(action).debian == debian.DEFAULT
+    assert parse([*action, "--debian", "13"]).debian == "13"
 
 
 def test_cached_debian(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.vm import debian, kernels, machine, sources
+from tests.vm import debian, kernels, machine, sources, tree
 from tests.vm.errors import VmError
 from tests.vm.precompile import precompile
 from tests.vm.signals import Stopped, stopping_signals
@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--systemd", action="store_true", help="in a Debian whose process 1 is systemd"
         )
+        _add_debian(command)
         command.add_argument("--memory", type=_memory, default="1G", metavar="SIZE")
         if name == "run":
             command.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
@@ -34,9 +35,16 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="download kernels")
     fetch.add_argument("--kernel", choices=kernels.KERNELS, action="extend", nargs="+")
     fetch.add_argument("--systemd", action="store_true", help="make the Debian for --systemd")
+    _add_debian(fetch)
     fetch.add_argument("--refresh", action="store_true", help="also what is in the cache")
     commands.add_parser("list", help="show the known kernels")
     return parser
+
+
+def _add_debian(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--debian", choices=debian.SYSTEMS, default=debian.DEFAULT, help="which, for --systemd"
+    )
 
 
 def _memory(text: str) -> str:
@@ -61,8 +69,9 @@ def _list(cache: Path) -> int:
         print(f"{kernel.name}\t{state}")
         for suite in kernel.suites:
             print(f"\t{found.of(suite) if found else '(no mirror)'} {suite}")
-    root = debian.cached(debian.SYSTEM, cache)
-    print(f"systemd\t{f'cached: {root}' if root else 'not cached'}")
+    for name, system in debian.SYSTEMS.items():
+        root = debian.cached(system, cache)
+        print(f"systemd, Debian {name}\t{f'cached: {root}' if root else 'not cached'}")
     return 0
 
 
@@ -73,8 +82,9 @@ def _fetch(arguments: argparse.Namespace, cache: Path) -> int:
         got = kernels.fetch(kernels.KERNELS[name], cache, refresh=arguments.refresh)
         print(f"{name}\t{got.release}\t{got.folder}")
     if arguments.systemd:
-        root = debian.make(debian.SYSTEM, cache, refresh=arguments.refresh)
-        print(f"systemd\t{debian.SYSTEM.suites[0]}\t{root}")
+        system = debian.SYSTEMS[arguments.debian]
+        root = debian.make(system, cache, refresh=arguments.refresh)
+        print(f"systemd\t{system.suites[0]}\t{root}")
     return 0
 
 
@@ -84,7 +94,10 @@ def _boot(arguments: argparse.Namespace, command: tuple[str, ...], cache: Path) 
     if shell and not terminal:
         raise VmError("a shell needs a terminal")
     kernel = kernels.fetch(kernels.KERNELS[arguments.kernel], cache)
-    system = debian.make(debian.SYSTEM, cache) if arguments.systemd else None
+    system = debian.make(debian.SYSTEMS[arguments.debian], cache) if arguments.systemd else None
+    if system and arguments.debian == debian.DEFAULT:
+        # In another Debian commands bring their Python along, or run that Debian's.
+        tree.check_python(PROJECT, system)
     precompile(PROJECT, cache)
     if shell:
         _report(f"Linux {kernel.release}; Ctrl-A x ends the machine at once")

@@ -26,24 +26,35 @@ class System:
         return f"{self.suites[0]}-{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}"
 
 
-SYSTEM = System(
-    suites=("bookworm", "bookworm-updates", "bookworm-security"),
-    packages=(
-        "systemd",
-        "systemd-sysv",
-        "dbus",
-        "python3",  # also for the libraries that an interpreter from elsewhere is linked with
-        "libbpf1",
-        "procps",
-        "kmod",
-        "bpftool",
-    ),
-    # Nobody reads these in the guest: half of the size and of the time.
-    options=(
-        "--variant=minbase",
-        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")),
-    ),
-)
+def _system(release: str, *packages: str) -> System:
+    return System(
+        suites=(release, f"{release}-updates", f"{release}-security"),
+        packages=(
+            "systemd",
+            "systemd-sysv",
+            "dbus",
+            "python3",  # also for the libraries that an interpreter from elsewhere is linked with
+            "libbpf1",
+            "procps",
+            "kmod",
+            "bpftool",
+            *packages,
+        ),
+        # Nobody reads these in the guest: half of the size and of the time.
+        options=(
+            "--variant=minbase",
+            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")),
+        ),
+    )
+
+
+#: By the number of the release. Debian 12's has all that the project's own Python takes.
+SYSTEMS = {
+    "12": _system("bookworm"),
+    # What Debian 12's has through other packages.
+    "13": _system("trixie", "libstdc++6"),
+}
+DEFAULT = "12"
 
 
 def cached(system: System, cache: Path) -> Path | None:

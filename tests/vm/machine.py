@@ -125,7 +125,6 @@ def _boot(job: Job, programs: qemu.Programs, accel: str) -> Outcome:
 def _initramfs(job: Job, task: guest.Task, busybox: Path, needed: list[str]) -> bytes:
     if job.system is None:
         return guest.initramfs(task, busybox, job.kernel.modules, tree.hidden(needed))
-    tree.check_python(job.project, job.system)
     return systemd.initramfs(task, busybox, job.kernel, job.system, tree.inside(needed))
 
 
