@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidationError,
+)
 
 from kpmd.core.deny import DenyList
 
@@ -67,6 +76,43 @@ class Audit(BaseModel):
     journal: bool | None = None
 
 
+#: What traces take, of the extra ``tracing``.
+_TRACING_NEEDS = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
+
+
+def check_no_password(url: HttpUrl) -> HttpUrl:
+    """Everybody may read the configuration, and the log."""
+    if url.username is not None or url.password is not None:
+        raise ValueError("must have no password in it: put it into OTEL_EXPORTER_OTLP_HEADERS")
+    return url
+
+
+class Tracing(BaseModel):
+    """Traces of requests, by OpenTelemetry. What is None is as ``OTEL_*`` in the environment says.
+
+    ``endpoint``: where they go, OTLP over HTTP. ``sample_ratio``: of how many of the requests.
+    ``parent``: whether a request is part of the trace that its client names in ``traceparent``.
+    ``timeout_seconds``: how long an export may take. ``queue_spans``: how many wait for that at the
+    most; further ones are lost.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Annotated[HttpUrl, AfterValidator(check_no_password)] | None = None
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    parent: Literal["ignore", "honour"] = "ignore"
+    service_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    resource: dict[str, str] = {}
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] | None = None
+    queue_spans: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+
+    def told(self) -> str:
+        """Where traces go, and of what, for people."""
+        where = self.endpoint or "the endpoint of OTEL_EXPORTER_OTLP_ENDPOINT"
+        what = "requests" if self.sample_ratio is None else f"{self.sample_ratio:.4g} of requests"
+        return f"{what} to {where}; clients' traceparent: {self.parent}"
+
+
 class Config(BaseModel):
     """Everything that the configuration file may set. Arguments of the command win over it."""
 
@@ -80,6 +126,8 @@ class Config(BaseModel):
     policy: Path | None = None
     limits: Limits = Limits()
     audit: Audit = Audit()
+    #: None: requests are not traced, and nothing of OpenTelemetry is imported.
+    tracing: Tracing | None = None
 
 
 def load_deny_list(path: Path | None) -> DenyList:
@@ -111,10 +159,24 @@ def load(path: Path | None, **arguments: object) -> Config:
             raise ConfigError(f"{path}: {error}") from error
     data.update({name: value for name, value in arguments.items() if value is not None})
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}"
             for each in error.errors(include_url=False)
         ]
         raise ConfigError(f"{path or 'arguments'}: " + "; ".join(lines)) from error
+    if config.tracing is not None and not all(map(_is_installed, _TRACING_NEEDS)):
+        raise ConfigError(
+            f"{path}: [tracing] needs the OpenTelemetry SDK, which is not installed: "
+            "pip install 'kpmd[tracing]', or take the section out"
+        )
+    return config
+
+
+def _is_installed(module: str) -> bool:
+    """Whether it could be imported; it is not."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False

@@ -13,6 +13,7 @@ import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -44,10 +45,19 @@ from kpmd.runtime.restore import restore
 from kpmd.runtime.state import State
 from kpmd.runtime.watchdog import keep_alive, watchdog_seconds
 
+if TYPE_CHECKING:
+    from kpmd.api.tracing import Traces
+
 log = Log("kpmd")
+
+#: How long spans that wait may take to leave a daemon that stops, at the most.
+_FAREWELL_SECONDS = 3.0
 
 #: How long one thread has the interpreter while others wait for it.
 _SWITCH_SECONDS = 0.001
+
+#: What to do about a daemon that does not start.
+_HINT = "kpmd --check tells what is missing"
 
 
 def raise_limits() -> None:
@@ -99,6 +109,7 @@ async def serve(
     deny: DenyList | None = None,
     manager: Manager | None = None,
     policies: Policies | None = None,
+    traces: Traces | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then let what runs end and return. SIGHUP: read the policy.
 
@@ -135,7 +146,12 @@ async def serve(
             reason="no service manager with an FD store started this daemon; with kpmd.service, "
             "systemd keeps persistent links and leases attached",
         )
-    api = make_api(state, max_body=config.limits.body_bytes, max_object=config.limits.object_bytes)
+    api = make_api(
+        state,
+        max_body=config.limits.body_bytes,
+        max_object=config.limits.object_bytes,
+        traces=traces,
+    )
     runner = api.runner(config.limits.shutdown_seconds)
     await runner.setup()
     if runner.server is None:
@@ -157,6 +173,8 @@ async def serve(
         await wind_down(server, api, runner, state, config.limits.shutdown_seconds, keep=keep)
         state.audit.record(Record(audit="stop", what={"keep": keep}))
         await state.audit.close()
+        if traces is not None:
+            await traces.close(min(_FAREWELL_SECONDS, config.limits.shutdown_seconds))
         if alive is not None:
             alive.cancel()
         log.info("stopped")
@@ -214,6 +232,21 @@ async def _warm_up(state: State) -> None:
         log.error("warm-up failed", error)
 
 
+def make_traces(config: Config) -> Traces | None:
+    """What traces requests, where the configuration asks for it. Raises ConfigError.
+
+    Where it does not, nothing of OpenTelemetry is imported.
+    """
+    if config.tracing is None:
+        return None
+    try:
+        from kpmd.api.tracing import Traces
+
+        return Traces(config.tracing)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"[tracing]: {error}") from error
+
+
 def run(config: Config) -> int:
     """Run the daemon; returns the exit status."""
     configure_logging(config.log_level)
@@ -226,22 +259,23 @@ def run(config: Config) -> int:
     try:
         deny = load_deny_list(config.deny_file)
         policies = Policies(read_policy(), read_policy)
+        traces = make_traces(config)
     except (ConfigError, policy_file.PolicyError) as error:
-        log.error("cannot start", reason=str(error))
+        log.error("cannot start", reason=str(error), hint=_HINT)
         return 1
     files, passed = handover.split(passed_by_systemd(os.environ, os.getpid()))
     manager = Manager.from_environment(os.environ, passed)
     try:
         listener = from_systemd(passed) or make(config.socket, config.group, config.mode)
     except ListenError as error:
-        log.error("cannot listen", reason=str(error))
+        log.error("cannot listen", reason=str(error), hint=_HINT)
         return 1
     limits = LoaderLimits(
         seconds=config.limits.load_seconds, memory_bytes=config.limits.load_memory_bytes
     )
     kernel = LinuxKernel(limits, handover.take(files, manager.notifier))
     try:
-        uvloop.run(serve(config, listener, kernel, deny, manager, policies))
+        uvloop.run(serve(config, listener, kernel, deny, manager, policies, traces))
     finally:
         listener.close()
     return 0

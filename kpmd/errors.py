@@ -74,6 +74,16 @@ class BadObject(KpmdError):
 
     kind, status, title = "bad-object", 422, "The object cannot be loaded"
 
+    #: How that process ended, if it did not end well: a word, for who counts.
+    ended = ""
+
+    @classmethod
+    def after(cls, ended: str, detail: str) -> BadObject:
+        """The process that read the object ended so."""
+        error = cls(detail)
+        error.ended = ended
+        return error
+
 
 class VerifierRejected(KpmdError):
     """The kernel's verifier refused the program. ``verifier_log`` holds its own words."""

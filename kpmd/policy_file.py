@@ -26,6 +26,7 @@ from kpmd.core.globs import Glob, GlobError
 from kpmd.core.policy import (
     ADMINISTRATORS,
     RIGHTS,
+    USUAL,
     Functions,
     Helpers,
     Key,
@@ -189,7 +190,7 @@ class RuleTable(_Model):
     name: Annotated[str, Field(pattern="^[A-Za-z0-9._-]{1,64}$")]
     users: list[Who] = []
     groups: list[Who] = []
-    calls: list[Right] = list(RIGHTS)
+    calls: list[Right] = list(USUAL)
     functions: FunctionsTable = FunctionsTable()
     programs: ProgramsTable = ProgramsTable()
     helpers: HelpersTable = HelpersTable()
@@ -368,6 +369,7 @@ def report(config: Config) -> str:
         "The configuration is good.",
         f"socket: {config.socket}, group {config.group or 'of the daemon'}, mode {config.mode:04o}",
         f"deny list: {len(deny.lines)} lines ({config.deny_file or 'built in'})",
+        *(["tracing: " + config.tracing.told()] if config.tracing is not None else []),
         f"policy: {policy.source}; its rules, of which the first that fits a user counts:",
         *(f"  {rule.name}: {_grants(rule)}" for rule in policy.rules),
     ]

@@ -1,7 +1,8 @@
 """Directives that make parts of the reference from what the code says, so that they cannot differ.
 
 ``kpmd-api``: the calls of one tag of openapi.yaml; ``kpmd-shapes``: the bodies and answers;
-``kpmd-errors``: the errors of kpmd/errors.py with what clients make of them.
+``kpmd-errors``: the errors of kpmd/errors.py with what clients make of them; ``kpmd-metrics``: the
+numbers of kpmd/api/metric_table.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from kpmd import errors
+from kpmd.api.metric_table import METRICS
 from kpmd.client import errors as raised
 from kpmd.kpmctl import failures
 
@@ -90,6 +92,17 @@ class Errors(Generated):
                 str(failures.status(caught)),
                 f"`{_exception(kind)}`",
             )
+
+
+class Metrics(Generated):
+    """``{kpmd-metrics}``: a row for each number that ``GET /metrics`` tells."""
+
+    def lines(self) -> Iterator[str]:
+        """In the order in which they are told."""
+        yield from ("| name | type | labels | |", "|---|---|---|---|")
+        for each in METRICS:
+            labels = ", ".join(f"`{label}`" for label in each.labels)
+            yield _row(f"`{each.name}`", each.kind, labels, each.help)
 
 
 def _exception(kind: str) -> str:
@@ -196,4 +209,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("kpmd-api", Api)
     app.add_directive("kpmd-shapes", Shapes)
     app.add_directive("kpmd-errors", Errors)
+    app.add_directive("kpmd-metrics", Metrics)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

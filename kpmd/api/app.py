@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -24,10 +25,14 @@ from kpmd.api import (
     work,
 )
 from kpmd.api.daemon import DaemonCalls
+from kpmd.api.metrics import Metrics
 from kpmd.api.programs import ProgramCalls
 from kpmd.api.route import Route
 from kpmd.api.server import Api
 from kpmd.runtime.state import State
+
+if TYPE_CHECKING:
+    from kpmd.api.tracing import Traces
 
 #: Bytes of a request's body at the most: a million symbols fit.
 MAX_BODY = 32 << 20
@@ -41,6 +46,7 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
     daemon = DaemonCalls(max_body, max_object)
     table = [
         *daemon.routes(),
+        *Metrics().routes(),
         *ProgramCalls(max_object).routes(),
         *maps.ROUTES,
         *map_entries.ROUTES,
@@ -60,9 +66,15 @@ def routes(max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Sequence[R
     return table
 
 
-def make_api(state: State, *, max_body: int = MAX_BODY, max_object: int = MAX_OBJECT) -> Api:
-    """The application that serves ``state``."""
-    return Api(state, routes(max_body, max_object), max_body)
+def make_api(
+    state: State,
+    *,
+    max_body: int = MAX_BODY,
+    max_object: int = MAX_OBJECT,
+    traces: Traces | None = None,
+) -> Api:
+    """The application that serves ``state``; requests are traced where there are ``traces``."""
+    return Api(state, routes(max_body, max_object), max_body, traces)
 
 
 async def wind_down(

@@ -143,6 +143,7 @@ class HttpConnection(web.RequestHandler):
             refusal = error
         except OSError as error:
             # Out of file descriptors, say.
+            self.state.tallies.connections["kernel"] += 1
             if self.api.guard.lines.take(UNKNOWN):
                 log.warning("connection refused", error=str(error))
             super().connection_made(transport)

@@ -114,6 +114,8 @@ def _responses(route: Route) -> dict[str, Any]:
         if route.answer is not None:
             types = route.streams or ("application/json",)
             success["content"] = {each: {"schema": _schema(each, route.answer)} for each in types}
+        elif route.text:
+            success["content"] = {each: {"schema": {"type": "string"}} for each in route.text}
         elif route.status != 204:
             success["content"] = {"application/json": {"schema": {"type": "object"}}}
         if route.status == 201 and route.path in ("/links", "/leases"):

@@ -37,6 +37,7 @@ _ADMINISTRATORS = Rule(
     ADMINISTRATORS,
     Helpers(None, read_kernel=True, read_user=True, kfuncs=None),
     None,
+    rights=frozenset(RIGHTS),
     functions=Functions(risky=True),
     programs=Programs(anything=True),
     reads_others=True,

@@ -74,7 +74,8 @@ class Route:
     can give beside those that every call can. ``right``: what the policy must grant for it; None
     where it tells of the daemon, or tells of the caller's own things or ends them.
     ``optional_body``: without one, its defaults are taken. ``streams``: the content types of an
-    answer that is a stream of ``answer``. ``asks_only``: it changes nothing, though it is no GET.
+    answer that is a stream of ``answer``. ``text``: those of an answer that is text.
+    ``asks_only``: it changes nothing, though it is no GET.
     """
 
     method: str
@@ -89,6 +90,7 @@ class Route:
     body: type[BaseModel] | None = None
     optional_body: bool = False
     streams: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
     asks_only: bool = False
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     errors: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from contextlib import (
     suppress,
 )
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from kpmd.api import problem
 from kpmd.api.body import OTHER_VERSION, check_head, parse, read_body
 from kpmd.api.connection import HttpConnection
+from kpmd.api.exchange import Exchange
 from kpmd.api.fd_answer import FdAnswer
 from kpmd.api.guard import LARGE_BODY, Guard
 from kpmd.api.problem import SERVER
@@ -33,8 +34,13 @@ from kpmd.core.model import Caller, Connection
 from kpmd.core.policy import check_right
 from kpmd.errors import Forbidden, Invalid, KernelError, KpmdError, NotFound
 from kpmd.log import Log
+from kpmd.runtime import spans
 from kpmd.runtime.audit import Record
 from kpmd.runtime.state import State
+from kpmd.runtime.tallies import RouteTally
+
+if TYPE_CHECKING:  # where requests are traced it is imported, and only there
+    from kpmd.api.tracing import Traces
 
 log = Log("kpmd.api")
 
@@ -47,15 +53,25 @@ class Api:
     UrlDispatcher.
     """
 
-    def __init__(self, state: State, routes: Sequence[Route], max_body: int) -> None:
+    def __init__(
+        self,
+        state: State,
+        routes: Sequence[Route],
+        max_body: int,
+        traces: Traces | None = None,
+    ) -> None:
         self._state = state
+        self._traces = traces
         self._max_body = max_body
         self._ids = itertools.count(1)
         self._under_way = 0
         self._idle = asyncio.Event()
         self._boot = secrets.token_hex(4)
+        tally = state.tallies.routes
+        #: Of requests without a route.
+        self._no_route = tally["none", "none"]
         self._fixed = {
-            (route.method, route.path): _Prepared(route)
+            (route.method, route.path): _Prepared(route, tally[route.method, route.path])
             for route in routes
             if "{" not in route.path
         }
@@ -65,7 +81,7 @@ class Api:
             # aiohttp's own pattern of a parameter leaves out braces, which keys in JSON have.
             path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", route.path)
             added = self._router.add_route(route.method, path, _never_called)
-            self._by_route[added] = _Prepared(route)
+            self._by_route[added] = _Prepared(route, tally[route.method, route.path])
         self.guard = Guard(state.counters, state.clock)
 
     def runner(self, shutdown_timeout: float) -> web.ServerRunner:
@@ -119,23 +135,30 @@ class Api:
         sending = False
         self._under_way += 1
         http = _http(request)
+        exchange = Exchange(request, self._no_route)
+        if self._traces is not None:
+            exchange.trace = self._traces.begin(request.headers, request_id)
         try:
             caller, connection = _peer(http)
+            exchange.caller = caller
             if not self.guard.turnstile.admit(caller.uid):
-                await self.guard.turnstile.enter(caller.uid)
+                with spans.phase("turn"):
+                    await self.guard.turnstile.enter(caller.uid)
                 if http.connection is None:
                     raise ConnectionResetError("the connection was closed before its turn came")
             with self._state.counters.hold(caller.uid, "requests", caller.limits.requests):
                 registry.begin_request(connection.client)
                 try:
-                    route, reply = await self._reply(request, caller, connection, what)
+                    route, reply = await self._reply(exchange, caller, connection, what)
                 finally:
                     registry.end_request(connection.client)
+            exchange.status = reply.status
             content = reply.content
             if content is not None and not isinstance(content, (bytes, BaseModel)):
                 with closing(content), self._streaming(caller):
                     sending = True
                     self._done()
+                    exchange.finished()
                     return await _send_stream(http, request, content, request_id)
             answer = _answer(content, reply, request_id)
             if reply.fd is not None:
@@ -144,6 +167,7 @@ class Api:
                 answer = await _send_with_fd(http, request, answer, reply.fd)
         except Exception as raised:
             error = problem.from_exception(raised, request_id)
+            exchange.status, exchange.error = error.status, error
             self.refused(http.caller, _call(request), request_id, error, what)
             answer = problem.response(error, request_id)
         else:
@@ -155,6 +179,7 @@ class Api:
         finally:
             if not sending:
                 self._done()
+        exchange.finished()
         return answer
 
     def _streaming(self, caller: Caller) -> AbstractContextManager[None]:
@@ -162,18 +187,20 @@ class Api:
 
     async def _reply(
         self,
-        request: web.BaseRequest,
+        exchange: Exchange,
         caller: Caller,
         connection: Connection,
         what: dict[str, Any],
     ) -> tuple[Route, Reply]:
         """Find the route of a request, and call its handler."""
+        request = exchange.request
         check_head(request)
         prepared = self._fixed.get((request.method, request.rel_url.raw_path))
         path: Mapping[str, str] = {}
         if prepared is None:
             prepared, path = await self._resolve(request)
-        route = prepared.route
+        exchange.route = route = prepared.route
+        exchange.tally = prepared.tally
         _check_access(route, caller)
         what.update(path)
         query = prepared.no_query
@@ -183,7 +210,8 @@ class Api:
         if route.body is None:
             return route, await route.handler(call)
         with ExitStack() as held:
-            call.body = await self._body(route, route.body, request, caller, held)
+            with spans.phase("body"):
+                call.body = await self._body(route, route.body, request, caller, held)
             return route, await route.handler(call)
 
     async def _resolve(self, request: web.BaseRequest) -> tuple[_Prepared, Mapping[str, str]]:
@@ -216,7 +244,14 @@ class Api:
         error: KpmdError,
         what: Mapping[str, Any] | None = None,
     ) -> None:
-        """Put on record that something was refused; as often as the user's share of lines lets."""
+        """Put on record that something was refused; as often as the user's share of lines lets.
+
+        ``call`` is empty for a whole connection, "?" where it could not be read.
+        """
+        tallies = self._state.tallies
+        tallies.refused(error, "" if caller is None else caller.rule_name)
+        if call in ("", "?"):
+            tallies.connections[error.kind] += 1
         if caller is not None and not self.guard.lines.take(caller.uid):
             return
         record = Record(
@@ -280,10 +315,11 @@ async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
 class _Prepared:
     """A route, and what its calls without query parameters have for one."""
 
-    __slots__ = ("no_query", "route")
+    __slots__ = ("no_query", "route", "tally")
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, tally: RouteTally) -> None:
         self.route = route
+        self.tally = tally
         required = any(field.is_required() for field in route.query.model_fields.values())
         self.no_query = None if required else route.query()
 

@@ -17,6 +17,9 @@ from kpmd.errors import BadObject, KernelError, KpmdError
 STARTED = "started"
 EXITED, KILLED, TIMED_OUT, NOT_STARTED = "exited", "killed", "timed-out", "not-started"
 
+#: What is said of it to those who count, beside TIMED_OUT.
+CRASHED, GAVE_UP = "crashed", "gave-up"
+
 #: libbpf's words that are shown after a crash, in bytes.
 _WORDS_SHOWN = 1024
 
@@ -31,21 +34,27 @@ def how_ended(ended: os.waitid_result | None) -> tuple[str, int]:
 def describe(how: str, number: int, words: int, limits: Mapping[str, Any]) -> KpmdError:
     """What to say of a process that did not end well; ``words``: the FD of what it wrote."""
     if how == TIMED_OUT:
-        return BadObject(f"loading took longer than {limits['seconds']:g} seconds and was ended")
+        return BadObject.after(
+            TIMED_OUT, f"loading took longer than {limits['seconds']:g} seconds and was ended"
+        )
     if how == KILLED:
         if number == signal.SIGXCPU:
             most = limits["cpu_seconds"]
-            return BadObject(f"loading took more than {most} seconds of processor time")
+            return BadObject.after(
+                TIMED_OUT, f"loading took more than {most} seconds of processor time"
+            )
         names = {each.value: each.name for each in signal.Signals}
         name = names.get(number, "unknown")
         last = last_words(words)
-        return BadObject(
+        return BadObject.after(
+            CRASHED,
             f"the process that read the object crashed with signal {number} ({name})"
-            + (f"; libbpf said last: {last}" if last else "")
+            + (f"; libbpf said last: {last}" if last else ""),
         )
     if how == EXITED:
-        return BadObject(
-            f"the process that read the object gave up (status {number}): {last_words(words)}"
+        return BadObject.after(
+            GAVE_UP,
+            f"the process that read the object gave up (status {number}): {last_words(words)}",
         )
     if how == NOT_STARTED:
         return KernelError("no process can be started to load the object; try later", number)

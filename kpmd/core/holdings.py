@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from typing import TypeVar
 
@@ -28,6 +29,9 @@ class Holdings:
         self.links: Shelf[Link] = Shelf(self._link_keys)
         self.leases = Leases()
         self.accounts = Accounts()
+        #: Links, and the functions that they are attached to, by kind and mechanism.
+        self.links_of: Counter[tuple[str, str]] = Counter()
+        self.targets_of: Counter[tuple[str, str]] = Counter()
         #: Ids of maps of which clients may hold a file descriptor.
         self.handed: set[str] = set()
         #: Those of them that have ended here: whose they are, and how many bytes they count for.
@@ -60,6 +64,8 @@ class Holdings:
     def _count_link(self, link: Link, sign: int) -> None:
         self.accounts.add(link.uid, "links", sign)
         self.accounts.add(link.uid, "targets", sign * len(link.targets))
+        self.links_of[link.kind, link.mechanism] += sign
+        self.targets_of[link.kind, link.mechanism] += sign * len(link.targets)
 
     @staticmethod
     def _link_keys(link: Link) -> list[Hashable]:

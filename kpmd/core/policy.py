@@ -19,8 +19,11 @@ from kpmd.errors import Forbidden
 
 #: What a rule can grant. What tells of the daemon, and what tells of the caller's own things and
 #: ends them, needs no grant.
-Right = Literal["load", "attach", "maps", "symbols", "leases", "events"]
-RIGHTS: tuple[Right, ...] = ("load", "attach", "maps", "symbols", "leases", "events")
+Right = Literal["load", "attach", "maps", "symbols", "leases", "events", "metrics"]
+RIGHTS: tuple[Right, ...] = ("load", "attach", "maps", "symbols", "leases", "events", "metrics")
+
+#: What a rule grants that does not say it: numbers of all users are not for every one of them.
+USUAL: tuple[Right, ...] = tuple(each for each in RIGHTS if each != "metrics")
 
 _DOES: dict[Right, str] = {
     "load": "load programs",
@@ -29,6 +32,7 @@ _DOES: dict[Right, str] = {
     "symbols": "list functions",
     "leases": "make leases",
     "events": "listen to events",
+    "metrics": "read the daemon's numbers",
 }
 
 #: What a refusal names where no rule fits the caller.
@@ -112,7 +116,7 @@ class Rule:
     users: frozenset[int] = frozenset()
     groups: frozenset[int] = frozenset()
     everyone: bool = False
-    rights: frozenset[Right] = frozenset(RIGHTS)
+    rights: frozenset[Right] = frozenset(USUAL)
     functions: Functions = Functions()
     programs: Programs = Programs()
     #: It may read what is others', and touch none of it.

@@ -56,6 +56,9 @@ UNLIMITED = Limits(
     load_seconds=math.inf,
 )
 
+#: Users who have nothing of which the limits are remembered, at the most.
+_REMEMBERED = 1024
+
 #: For each limit on a number of things: what they are, and what to do to have fewer.
 _WORDS = {
     "programs": ("programs", "delete some"),
@@ -105,6 +108,8 @@ class Accounts:
         self.lock = threading.RLock()
         #: Of each user who has anything; what is being made is in it.
         self._used: dict[int, dict[str, int]] = {}
+        #: What users may have, as of when they last asked for something.
+        self._limits: dict[int, Limits] = {}
 
     def add(self, uid: int, what: Kept, number: int) -> None:
         """Count ``number`` more of something; fewer where it is negative."""
@@ -121,8 +126,25 @@ class Accounts:
         with self.lock:
             return dict(self._used.get(uid) or dict.fromkeys(KEPT, 0))
 
+    def fullest(self) -> dict[str, float]:
+        """For each limit what part of it the user has who has most of it, from 0 to 1."""
+        with self.lock:
+            users = [(used, self._limits.get(uid, UNLIMITED)) for uid, used in self._used.items()]
+            return {
+                what: max(
+                    (used[what] / max(1, getattr(most, what)) for used, most in users), default=0
+                )
+                for what in KEPT
+            }
+
     def check(self, uid: int, limits: Limits, what: Kept, number: int, had: int = 0) -> None:
         """Raise Quota where ``number`` in place of ``had`` would be more than the user may have."""
+        with self.lock:
+            if len(self._limits) >= _REMEMBERED:
+                self._limits = {
+                    each: self._limits[each] for each in self._used.keys() & self._limits
+                }
+            self._limits[uid] = limits
         used = self.used(uid)[what] - had
         most: int = getattr(limits, what)
         if number > had and used + number > most:

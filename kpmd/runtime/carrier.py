@@ -45,6 +45,11 @@ class Carrier:
         """Whether anything outlives the daemon."""
         return self._store is not None
 
+    @property
+    def places(self) -> tuple[int, int]:
+        """How many places of the store are taken, and how many there are."""
+        return (0, 0) if self._store is None else (self._store.used, self._store.capacity)
+
     def begin(self, record: Client | Lease | Program | Link) -> None:
         """A record was made: what becomes of it from now on is known before it is stored."""
         # A program may outlive its connection. A link cannot, and would end with the daemon.

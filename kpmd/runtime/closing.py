@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from kpmd.core.changes import Ending
 from kpmd.core.model import Link, Map, Program, Reason
 from kpmd.core.registry import Registry
 from kpmd.log import Log
+from kpmd.runtime import spans
 from kpmd.runtime.executor import Executor, Lane
 from kpmd.runtime.kernel import Handle
+from kpmd.runtime.tallies import LONG, Histogram
 from kpmd.runtime.turns import Turns
 from kpmd.runtime.work import Board, Work
 
@@ -70,6 +73,8 @@ class Closing:
         self._awaited: Turns[int, _Job] = Turns()
         self._unawaited: Turns[int, _Job] = Turns()
         self._jobs: dict[str, _Job] = {}
+        #: What the kernel took to detach each link.
+        self.seconds = Histogram(LONG)
         self._awaited_runs = False
         self._common_runs = False
         self._stopped = False
@@ -81,6 +86,11 @@ class Closing:
     def waiting(self) -> int:
         """Links that are still attached though they have ended."""
         return len(self._jobs)
+
+    @property
+    def oldest(self) -> float | None:
+        """Since when the first of them waits, in seconds since the epoch; None: there is none."""
+        return next((job.work.since for job in self._jobs.values()), None)
 
     def later(self, ending: Ending) -> None:
         """Close all of it; nobody waits."""
@@ -104,7 +114,8 @@ class Closing:
             waiting.append(rest)
         if waiting:
             # A waiter that is cancelled must not cancel the others' waiting.
-            await asyncio.wait(waiting)
+            with spans.phase("detach"):
+                await asyncio.wait(waiting)
 
     def stop(self) -> None:
         """Begin nothing more of what nobody waits for: the FD store has it for the next daemon."""
@@ -174,8 +185,10 @@ class Closing:
                 self._awaited_runs = False
             else:
                 self._common_runs = False
+            took = loop.time() - began
+            self.seconds.observe(took)
             if not job.awaited:
-                self._pause_until = loop.time() + pause_after(loop.time() - began)
+                self._pause_until = loop.time() + pause_after(took)
             rest = self._registry.detached(link)
             del self._jobs[link.id]
             self._board.end(job.work)
@@ -195,7 +208,8 @@ class Closing:
         await self._executor.run(_close, items, lane=Lane.CLOSE)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        # It is nobody's: what has just ended lets the next one's begin.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from kpmd.core.quotas import exceeded
+from kpmd.runtime import spans
 from kpmd.runtime.turns import Crowd, Turns
 
 T = TypeVar("T")
@@ -67,6 +68,15 @@ class _Threads(ThreadPoolExecutor):
                 raise
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a lane's threads are, and do: so many, busy, and pieces of work that wait for one."""
+
+    threads: int
+    busy: int
+    waiting: int
+
+
 @dataclass(eq=False)
 class _Job:
     """A piece of work. ``given``: what the pool knows it as, once its turn has come."""
@@ -89,7 +99,7 @@ class _Queue:
 
     def __init__(self, threads: int, name: str) -> None:
         self.pool = _Threads(threads, name)
-        self._free = threads
+        self._threads = self._free = threads
         self._most = max(1, threads // 2)
         self._crowd = Crowd()
         self._running: dict[int | None, int] = {}
@@ -109,6 +119,11 @@ class _Queue:
         else:
             self._waiting.push(uid, job)
         return job
+
+    @property
+    def use(self) -> Use:
+        """How much there is to do."""
+        return Use(self._threads, self._threads - self._free, len(self._waiting))
 
     def drop(self, job: _Job) -> bool:
         """Take work away that has not begun; False where it has."""
@@ -157,6 +172,10 @@ class Executor:
         self._running = 0
         self._idle = asyncio.Event()
 
+    def use(self) -> dict[Lane, Use]:
+        """How much each lane has to do."""
+        return {lane: queue.use for lane, queue in self._queues.items()}
+
     async def run(
         self,
         work: Callable[..., T],
@@ -175,7 +194,7 @@ class Executor:
         queue = self._queues[lane]
         self._running += 1
         try:
-            job = queue.add(uid, partial(work, *args))
+            job = queue.add(uid, spans.pooled(lane.name.lower(), work, *args))
             try:
                 result: T = await asyncio.shield(job.done)
                 return result

@@ -52,6 +52,10 @@ class Features:
                         await self._test(name)
         return [self._known[name] for name, _ in self._kernel.features]
 
+    def known(self) -> list[Feature]:
+        """Those that were tested; no test is run."""
+        return list(self._known.values())
+
     async def get(self, name: str) -> Feature:
         """One feature, from the cache where it has a yes or no."""
         known = self._known.get(name)

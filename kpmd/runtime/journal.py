@@ -75,6 +75,13 @@ class Journal:
         self._boot = secrets.token_hex(4)
         self._scopes: dict[int | None, _Scope] = {}
         self._closed = False
+        #: Listeners that were cut off because they were too far behind.
+        self.cut = 0
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return sum(len(scope.listeners) for scope in self._scopes.values())
 
     def _scope(self, uid: int | None) -> _Scope:
         if uid not in self._scopes:
@@ -181,6 +188,7 @@ class Listener:
     def lose(self) -> None:
         """It is too far behind."""
         log.info("listener too slow", events=self._scope.next - self.place)
+        self._journal.cut += 1
         self.close()
         self.on_lost()
 

@@ -25,7 +25,7 @@ from kpmd.errors import (
     errno_name,
 )
 from kpmd.log import Log
-from kpmd.runtime import parts
+from kpmd.runtime import parts, spans
 from kpmd.runtime.carrier import OUTLIVES
 from kpmd.runtime.executor import Lane
 from kpmd.runtime.features import MULTI_FEATURE, Feature, not_supported
@@ -208,18 +208,18 @@ async def _check(state: State, program: Program, spec: LinkSpec) -> Feature:
 
 
 def _resolve(state: State, caller: Caller, spec: TargetSpec, *, lenient: bool = False) -> Resolved:
-    snapshot = state.symbols.current()
-    fence = (
-        None if caller.admin else state.symbols.fence(check_right(caller.rule, "attach"), snapshot)
-    )
-    return resolve(
-        spec,
-        snapshot.index,
-        snapshot.denials,
-        snapshot.blacklist.__contains__,
-        lenient=lenient,
-        fence=fence,
-    )
+    with spans.phase("resolve"):
+        snapshot = state.symbols.current()
+        rule = None if caller.admin else check_right(caller.rule, "attach")
+        fence = None if rule is None else state.symbols.fence(rule, snapshot)
+        return resolve(
+            spec,
+            snapshot.index,
+            snapshot.denials,
+            snapshot.blacklist.__contains__,
+            lenient=lenient,
+            fence=fence,
+        )
 
 
 async def _make(
@@ -242,7 +242,8 @@ async def _make(
             resolved[:] = [found]
             claim.want("targets", _check_number(state, caller, found))
             try:
-                handle, details = _create(state, program, spec, found, progress)
+                with spans.phase("attach"):
+                    handle, details = _create(state, program, spec, found, progress)
             except OSError as error:
                 # A module may have gone between the look into the index and the system call.
                 if (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from kpmd.bpf.rights import Rights
@@ -28,6 +29,8 @@ class Policies:
         self.fault: str | None = None
         #: Grows with each policy that comes into force.
         self.version = 0
+        #: When the one in force came into force, in seconds since the epoch.
+        self.since = time.time()
         self._read = read
         self._known: dict[tuple[int, frozenset[int]], tuple[bool, Rule | None]] = {}
         self._tell(policy)
@@ -79,6 +82,7 @@ class Policies:
         self._known.clear()
         self.current = policy
         self.version += 1
+        self.since = time.time()
         self.fault = None
         self._tell(policy)
         log.info(

@@ -14,6 +14,7 @@ from kpmd.core.specs import BuiltinSource, InstructionsSource, ObjectSource, Pro
 from kpmd.core.types import ObjectTypes
 from kpmd.errors import BadObject, Forbidden, Invalid, NotSupported
 from kpmd.log import Log
+from kpmd.runtime import spans
 from kpmd.runtime.carrier import OUTLIVES
 from kpmd.runtime.executor import Lane
 from kpmd.runtime.features import MULTI_FEATURE, not_supported
@@ -36,7 +37,8 @@ async def load(
     then.
     """
     state.check_open()
-    await check_source(state.executor, caller, spec)
+    with spans.phase("policy"):
+        await check_source(state.executor, caller, spec)
     client = connection.client
     state.registry.anchor(caller, connection, spec.lifetime, state.clock())
     user = await state.owner_name(client)
@@ -50,7 +52,7 @@ async def load(
         )
         progress = Progress(total=_number(spec))
         try:
-            with state.board.showing("load", client, progress):
+            with state.tallies.load(), state.board.showing("load", client, progress):
                 loaded = await state.executor.run(
                     *(_load, state, spec, way, rights, progress),
                     lane=Lane.LOAD,
@@ -157,33 +159,35 @@ def _load(
             raise Invalid.at(
                 ["attach"], "raw instructions do not say it: give kprobe_multi or kprobe_session"
             )
-        return state.kernel.load_instructions(
-            source.instructions,
-            source.name,
-            source.license,
-            spec.attach,
-            spec.want_log,
-            way.mechanism,
-            rights,
-            progress,
-        )
+        with spans.phase("load"):
+            return state.kernel.load_instructions(
+                source.instructions,
+                source.name,
+                source.license,
+                spec.attach,
+                spec.want_log,
+                way.mechanism,
+                rights,
+                progress,
+            )
     if isinstance(source, ObjectSource):
         elves, names = [source.elf], source.programs
     else:
         elves, names = _objects(way), None
 
     def load(elf: bytes) -> Loaded:
-        return state.kernel.load_object(
-            elf,
-            names,
-            spec.attach,
-            dict(source.globals),
-            dict(source.max_entries),
-            spec.want_log,
-            way.mechanism,
-            rights,
-            progress,
-        )
+        with spans.phase("load"):
+            return state.kernel.load_object(
+                elf,
+                names,
+                spec.attach,
+                dict(source.globals),
+                dict(source.max_entries),
+                spec.want_log,
+                way.mechanism,
+                rights,
+                progress,
+            )
 
     *others, last = elves
     for elf in others:

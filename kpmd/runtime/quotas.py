@@ -26,6 +26,10 @@ class Counters:
         """How many the user has open."""
         return self._used.get((uid, what), 0)
 
+    def total(self, what: Open) -> int:
+        """How many all users have open."""
+        return sum(used for (_, each), used in self._used.items() if each == what)
+
     def usage(self, uid: int) -> dict[str, int]:
         """How many of each the user has open."""
         return {what: self.used(uid, what) for what in OPEN}

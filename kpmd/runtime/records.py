@@ -19,6 +19,7 @@ from kpmd.log import Log
 from kpmd.runtime.buffers import BATCH_BYTES, Lost, Perf, Ring, Source
 from kpmd.runtime.executor import Executor, Lane
 from kpmd.runtime.kernel import Handle, Kernel, PerfRings, RingBuffer
+from kpmd.runtime.tallies import RecordCounts
 from kpmd.runtime.turns import Gate
 
 log = Log("kpmd.records")
@@ -100,6 +101,7 @@ class Reader:
                 self._bytes += _length(item)
             else:
                 self._lost += batch.count
+                self._pump.counts.lost[SLOW] += batch.count
                 if self._pump.now() - self._taken_at > STALL_SECONDS:
                     log.info("reader takes nothing", map=self._pump.id, uid=self.uid)
                     self.cut()
@@ -138,6 +140,7 @@ class Reader:
 
     def cut(self) -> None:
         """End it in a way that cannot be taken for the end of what there is."""
+        self._pump.counts.cut += 1
         self.close()
         self.on_cut()
 
@@ -162,6 +165,7 @@ class _Pump:
     ) -> None:
         self.id = id_
         self._records = records
+        self.counts = records.counts
         self._uid = uid
         self._readers: set[Reader] = set()
         self._wake = asyncio.Event()
@@ -179,6 +183,11 @@ class _Pump:
         reader = Reader(self, uid, framed)
         self._readers.add(reader)
         return reader
+
+    @property
+    def readers(self) -> int:
+        """How many there are."""
+        return len(self._readers)
 
     def leave(self, reader: Reader) -> None:
         """One reader less; without any the pump ends."""
@@ -240,6 +249,9 @@ class _Pump:
             if batch is None:
                 return False
             forms = _Forms(batch)
+            self.counts.taken(batch.count, len(batch.raw))
+            if lost is not None:
+                self.counts.lost[lost.reason] += lost.number
             for reader in list(self._readers):
                 reader.put(forms, lost)
             del forms, batch  # views of memory that may be closed while we sleep
@@ -287,6 +299,7 @@ class Records:
         self._kernel = kernel
         self.executor = executor
         self.gate = Gate()
+        self.counts = RecordCounts()
         self._pumps: dict[str, _Pump] = {}
         self._stopped = False
 
@@ -341,6 +354,11 @@ class Records:
     def _forget(self, pump: _Pump) -> None:
         if self._pumps.get(pump.id) is pump:
             del self._pumps[pump.id]
+
+    @property
+    def readers(self) -> int:
+        """How many read."""
+        return sum(pump.readers for pump in self._pumps.values())
 
     def end(self, id_: str) -> None:
         """A map has ended: its readers get what is left in it, and then their end."""

@@ -27,11 +27,13 @@ from kpmd.runtime.journal import Journal
 from kpmd.runtime.kernel import Handle, Kernel
 from kpmd.runtime.lease_timer import LeaseTimer
 from kpmd.runtime.lent import Lent
+from kpmd.runtime.missed import Missed
 from kpmd.runtime.policies import Policies
 from kpmd.runtime.quotas import Counters
 from kpmd.runtime.records import Records
 from kpmd.runtime.stacks import StackSymbols
 from kpmd.runtime.symbols import Symbols
+from kpmd.runtime.tallies import Tallies
 from kpmd.runtime.work import Board
 
 
@@ -89,11 +91,13 @@ class State:
         self.clock = clock
         self.executor = Executor()
         self.counters = Counters()
+        self.tallies = Tallies()
         self.registry = Registry()
         self.journal = Journal(now)
         self.registry.on_event = self._happened
         self.board = Board(now)
         self.closing = Closing(self.executor, self.registry, self._take, self.board)
+        self.missed = Missed(kernel, self.executor, self.registry, self.handle)
         self.lent = Lent(self.registry, self.executor)
         self.carrier = Carrier(store, self.executor)
         self.registry.on_change = self.carrier.update_later
@@ -163,6 +167,7 @@ class State:
         return _Stored(handle, self.carrier.take(id_))
 
     def _happened(self, event: Event) -> None:
+        self.tallies.events[event.what, event.event, event.reason or ""] += 1
         if event.what == "lease" and event.event == "ended":
             self.carrier.drop_later(event.record.id)
         self.journal.add(event)

@@ -45,6 +45,10 @@ class Symbols:
         self._snapshot: Snapshot | None = None
         self._fences: dict[int, Fence] = {}
         self._lock = threading.Lock()
+        #: How often an index was built; when the last time, how long it took, and what is in it.
+        self.builds = 0
+        self.built_at = self.build_seconds = 0.0
+        self.functions = 0
 
     def current(self) -> Snapshot:
         """The index as of now."""
@@ -97,11 +101,14 @@ class Symbols:
         snapshot = Snapshot(signature, index, self._deny.denials(index), blacklist(files.blacklist))
         del files
         self._kernel.release_memory()
+        self.builds += 1
+        self.built_at, self.build_seconds = time.time(), time.monotonic() - began
+        self.functions = len(index)
         log.info(
             "symbol index built",
             functions=len(index),
             addresses=index.has_addresses,
             denied=len(snapshot.denials),
-            milliseconds=round((time.monotonic() - began) * 1000),
+            milliseconds=round(self.build_seconds * 1000),
         )
         return snapshot

@@ -19,6 +19,7 @@ PROBLEM = "application/problem+json"
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 OCTETS = "application/octet-stream"
+TEXT = ("text/plain", "application/openmetrics-text")
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -118,7 +119,7 @@ def check(method: str, path: str, answer: Answer) -> None:
         for event in events(kind, answer.body):
             _check_schema(told["content"][kind]["schema"], event)
         return
-    if kind == OCTETS:
+    if kind == OCTETS or kind in TEXT:
         return
     value = json.loads(answer.body)
     _check_schema(told["content"][kind]["schema"], value)

@@ -73,7 +73,7 @@ class Served:
         manager: Manager | None = None,
         clock: Callable[[], float] = time.monotonic,
         policy: Policy = OPEN,
-        **limits: int,
+        **limits: Any,
     ) -> Served:
         """Serve ``kernel``; ``deny`` is the deny list, ``limits`` are those of ``make_api``.
 

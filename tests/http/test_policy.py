@@ -122,6 +122,7 @@ class TestWho:
             "symbols": ("GET", "/symbols", None),
             "leases": ("POST", "/leases", {"ttl": 5}),
             "events": ("GET", "/events", None),
+            "metrics": ("GET", "/metrics", None),
         }
         problem = await refused(user, *each[right])
         assert repr(right) in problem["detail"]

@@ -126,7 +126,8 @@ def install() -> None:
         # An installed kpmd has its Python in /usr. Where the project, or its Python, lies in a
         # home, ProtectHome=yes would hide it: hide the rest of the homes alone.
         binds = "".join(f"BindReadOnlyPaths={folder}\n" for folder in hidden)
-        _drop_in("kpmd.service", f"[Service]\nProtectHome=tmpfs\n{binds}")
+        for unit in ("kpmd.service", "kpmd-metrics.service"):
+            _drop_in(unit, f"[Service]\nProtectHome=tmpfs\n{binds}")
 
 
 def _drop_in(unit: str, text: str) -> None:

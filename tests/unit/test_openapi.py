@@ -29,6 +29,7 @@ CALLS = {
     "POST /policy/explain",
     "GET /capabilities",
     "GET /healthz",
+    "GET /metrics",
     "GET /version",
     "GET /openapi.json",
     "POST /programs",

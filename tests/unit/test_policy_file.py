@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from kpmd import policy_file
 from kpmd.bpf import helpers
 from kpmd.core.globs import Glob
-from kpmd.core.policy import RIGHTS, Policy
+from kpmd.core.policy import USUAL, Policy
 from kpmd.core.quotas import Limits
 from kpmd.policy_file import PolicyError, built_in, load
 
@@ -48,7 +48,7 @@ class TestWhatItSays:
     def test_a_rule_that_says_nothing_lets_use_builtins_and_no_more(self, tmp_path: Path) -> None:
         rule = read(tmp_path, RULE).rules[0]
         assert rule.users == {7}
-        assert rule.rights == set(RIGHTS)
+        assert rule.rights == set(USUAL)
         assert (rule.programs.builtin, rule.programs.anything) == (True, False)
         assert rule.functions.all_allowed
         assert not rule.functions.risky
