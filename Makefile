@@ -2,6 +2,7 @@
 # nothing else: they install what is missing.
 
 VENV    := .venv
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' kpmd/__init__.py)
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.installed
 VM_APT  := $(shell sed "s,[#].*,," tests/vm/apt-packages.txt)
@@ -12,6 +13,10 @@ DOCS_APT := curl jq xxd openssl
 # Shells that complete, and a reader of manual pages.
 TERMINAL_APT := zsh fish groff-base
 DEB_APT := debhelper dpkg-dev lintian
+# promtool. (Where there is a systemd, installing it starts a Prometheus.)
+PROM_APT := prometheus
+# kubectl, Helm and the image's base are not of this Debian: tests/cluster/tools.py, requirements.txt.
+CLUSTER_APT := mmdebstrap buildah crun curl iproute2
 BROWSER_APT := chromium chromium-driver fonts-dejavu-core
 SECONDS ?= 10
 KERNEL  ?= 6.12
@@ -38,14 +43,22 @@ TOOL_LICENCES := 0BSD;0BSD OR CC0-1.0;Apache;Apache-2.0;Apache-2.0 OR BSD-2-Clau
 # Where the Debian package is tried: the number of a Debian, and a kernel.
 DEB_TESTS := deb-12-6.1 deb-13-6.12
 DEB ?= build/deb
+LINTIAN := lintian
+# With COVERAGE=1 what the tests outside VMs run of kpmd is counted; they take half as long again.
+PYTEST  := $(if $(COVERAGE),$(VENV)/bin/coverage run,$(PY)) -m pytest
+# The stages of `make test`. What uses both processors goes first; then two at a time, the longest
+# early, what keeps one busy.
+STAGES := setup unit test-terminal test-process test-fuzz setup-tests
+SIDE_BY_SIDE := $(SYSTEMD_TESTS) $(VM_TESTS) check docs test-dist test-objects check-metrics test-browser \
+	check-bpf test-own lock-check licences
 TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test setup setup-run setup-vm setup-bpf setup-tests setup-browser check unit test-process test-fuzz test-own test-kernel \
-	test-systemd test-vm test-terminal test-browser $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf openapi docs man \
-	deb test-deb $(DEB_TESTS) pictures lock lock-check licences dist test-dist format bench bench-peers clean
+	test-systemd test-vm test-terminal test-browser $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf check-metrics openapi docs man \
+	deb deb-tested test-deb $(DEB_TESTS) image test-container test-objects test-packages pictures lock lock-check licences dist test-dist coverage coverage-report soak scheduled format bench bench-peers clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -56,10 +69,9 @@ run: $(STAMP) setup-run
 			$(PY) -m tests.tools.demo --seconds $(SECONDS) -- $(COUNT); \
 	fi
 
-## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd
-# What uses both processors goes first; then two at a time, the longest early, what keeps one busy.
-test: unit test-terminal test-process test-fuzz setup-tests setup-browser
-	@$(MAKE) $(TWO_AT_ONCE) check docs $(SYSTEMD_TESTS) $(VM_TESTS) test-browser check-bpf test-own
+## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd; with times
+test:
+	@python3 tests/tools/stages.py $(STAGES) -- $(SIDE_BY_SIDE)
 
 ## setup: the virtual environment alone
 setup: $(STAMP)
@@ -91,12 +103,26 @@ check: $(STAMP)
 ## unit: unit and HTTP tests, without a VM
 unit: $(STAMP) setup-run
 	@deploy/apt-install cpio
-	$(PY) -m pytest --numprocesses 2
+	$(PYTEST) --numprocesses 2 -m "not alone"
+	$(PY) -m pytest -m alone
+
+## coverage: of kpmd's lines and branches by the tests outside VMs; in build/coverage
+# In processes that the tests start, too. What runs as another user, or is killed, is not counted.
+coverage: $(STAMP)
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(MAKE) --no-print-directory COVERAGE=1 unit test-terminal test-process test-fuzz test-own
+	@$(MAKE) --no-print-directory coverage-report
+
+## coverage-report: of the tests that ran with COVERAGE=1; fails below what pyproject.toml says
+coverage-report: $(STAMP)
+	@$(VENV)/bin/coverage combine --quiet --append build/coverage
+	@$(VENV)/bin/coverage html --quiet
+	@$(VENV)/bin/coverage report
 
 ## test-terminal: kpmctl on terminals, in shells, and as a manual
 test-terminal: $(STAMP) setup-run
 	@deploy/apt-install $(TERMINAL_APT)
-	$(PY) -m pytest --numprocesses 2 tests/terminal
+	$(PYTEST) --numprocesses 2 tests/terminal
 
 ## test-browser: the dashboard in a headless browser
 test-browser: $(STAMP) setup-run setup-browser
@@ -107,15 +133,15 @@ setup-browser:
 
 ## test-process: the processes that load programs, on this machine's own kernel
 test-process: $(STAMP) setup-run
-	$(PY) -m pytest --numprocesses 2 tests/process
+	$(PYTEST) --numprocesses 2 tests/process
 
 ## test-fuzz: a short run of tests/fuzz, the same each time
 test-fuzz: $(STAMP) setup-run
-	$(PY) -m pytest --numprocesses 2 tests/fuzz
+	$(PYTEST) --numprocesses 2 tests/fuzz
 
 ## test-own: the kernel tests on this machine's own kernel
 test-own: $(STAMP) setup-run
-	KPMD_TEST_KERNEL=own $(PY) -m pytest tests/kernel
+	KPMD_TEST_KERNEL=own $(PYTEST) tests/kernel
 
 ## test-kernel: the kernel tests in a VM for each of KERNELS, two at a time
 test-kernel: setup-tests
@@ -144,8 +170,17 @@ fuzz: setup-tests
 	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 7200 -- env KPMD_FUZZ=$(FUZZ) \
 		KPMD_TEST_KERNEL=$(KERNEL) $(PY) -m pytest --timeout 7000 tests/kernel/test_mutated.py
 
-setup-tests: $(STAMP) setup-run setup-vm setup-bpf
-	@deploy/apt-install $(DOCS_APT)
+## soak: a thousand clients that come and die, for ten minutes, in a VM
+soak: $(STAMP) setup-run setup-vm
+	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 3000 -- $(PY) -m tests.bench soak
+
+## scheduled: the longer run: newest dependencies, all tests, fuzzing, soak, benchmarks; takes hours
+scheduled:
+	@python3 tests/tools/stages.py setup lock setup test test-packages coverage fuzz soak bench
+
+# All at once: two stages side by side could not.
+setup-tests: $(STAMP) setup-run setup-vm setup-bpf setup-browser
+	@deploy/apt-install $(DOCS_APT) $(PROM_APT)
 
 ## bench: compare with C programs on libbpf and a bare HTTP server; not part of the tests
 bench: $(STAMP) setup-run setup-vm setup-bpf
@@ -180,6 +215,15 @@ check-bpf: setup-bpf
 	kpmd/builtin/build.sh --check tests/objects
 	tests/objects/elsewhere/build.sh --check linked
 
+## check-metrics: what promtool says of GET /metrics, of the alerts and their tests, and of the dashboard
+check-metrics: $(STAMP) setup-run
+	@deploy/apt-install $(PROM_APT)
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool test rules deploy/prometheus/kpmd.rules.test.yml
+	@mkdir -p build
+	$(PY) -m tests.tools.metrics text > build/metrics.txt && promtool check metrics < build/metrics.txt
+	$(PY) -m tests.tools.metrics rules > build/dashboard.yml && promtool check rules build/dashboard.yml
+
 ## openapi: write openapi.yaml from the route table and the models
 openapi: $(STAMP)
 	$(PY) -m tests.tools.openapi > openapi.yaml
@@ -200,16 +244,19 @@ deb: $(STAMP)
 		{ cat ../build.log; exit 1; }
 	@rm -rf $(DEB)/source
 	@# Whoever distributes the package has an address; the project has none.
-	@lintian --allow-root --fail-on error,warning $(DEB)/*.changes \
+	@$(LINTIAN) --allow-root --fail-on error,warning $(DEB)/*.changes \
 		--suppress-tags bogus-mail-host,bogus-mail-host-in-debian-changelog
 	@ls -s --block-size=kB $(DEB)/*.deb
 
-## test-deb: the Debian package: the same bytes each time; its life in VMs with Debian 12 and 13
-test-deb: deb setup-vm
-	@$(MAKE) --no-print-directory deb DEB=build/deb/again
+## deb-tested: the package, the same bytes each time, and as a later version
+deb-tested: deb
+	@$(MAKE) --no-print-directory deb DEB=build/deb/again LINTIAN=:
 	@cmp build/deb/*.deb build/deb/again/*.deb
 	@mkdir build/deb/later
 	@$(PY) -m tests.packages.later build/deb/*.deb build/deb/later/kpmd.deb
+
+## test-deb: the Debian package's life in VMs with Debian 12 and 13
+test-deb: deb-tested setup-vm
 	@$(MAKE) $(TWO_AT_ONCE) $(DEB_TESTS)
 
 # By the guest's own Python: the project's may be this machine's, which that Debian does not have.
@@ -258,6 +305,33 @@ dist: $(STAMP)
 ## test-dist: what dist makes: the same each time, installed in clean environments, and run
 test-dist: $(STAMP) setup-run
 	$(PY) -m pytest tests/dist
+
+## image: the container image of what `make deb` made, in build/image
+image: $(STAMP)
+	@test -e build/deb/kpmd_$(VERSION)_amd64.deb || $(MAKE) deb
+	@deploy/apt-install $(CLUSTER_APT)
+	@$(PY) -m tests.cluster.image
+
+## test-objects: the objects for Kubernetes, by kubectl and by Helm, and the commands of their page
+HELM := build/cluster/python
+test-objects: $(STAMP) $(HELM)/helm_sdkpy
+	@deploy/apt-install mmdebstrap
+	$(PY) -m pytest tests/cluster --ignore tests/cluster/test_container.py
+
+$(HELM)/helm_sdkpy: tests/cluster/requirements.txt
+	@$(PY) -m pip install --quiet --upgrade --target $(HELM) --no-deps --ignore-requires-python \
+		--python-version 3.12 --only-binary :all: --require-hashes -r $<
+	@touch $@
+
+## test-container: the image, run as the objects say, in a VM
+test-container: image setup-vm setup-bpf $(HELM)/helm_sdkpy
+	@$(PY) -m tests.cluster.objects
+	$(PY) -m tests.vm run --kernel $(KERNEL) --timeout 1200 -- env KPMD_TEST_KERNEL=$(KERNEL) \
+		$(PY) -m pytest --durations 8 --timeout 300 tests/cluster/test_container.py
+
+## test-packages: all that is given out, where it is to run: takes a quarter of an hour
+test-packages: deb-tested image
+	@$(MAKE) $(TWO_AT_ONCE) $(DEB_TESTS) test-container test-objects test-dist
 
 ## format: format all Python
 format: $(STAMP)

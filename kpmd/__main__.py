@@ -56,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only tell whether configuration, policy and deny list are good",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only tell whether this machine can run kpmd, and what is missing; as root it sees "
+        "all. Exit status: 0 everything is there, 1 kpmd can run and do less, 2 it cannot run, "
+        "3 not all could be seen",
+    )
+    parser.add_argument("--json", action="store_true", help="with --check: as JSON")
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="(default: info)")
     parser.add_argument("--version", action="version", version=f"kpmd, version {__version__}")
     return parser
@@ -76,8 +84,15 @@ def main() -> None:
         sys.exit(_hand_over())
     from kpmd.config import load
 
-    given = vars(_parser().parse_args())
-    check = given.pop("check_config")
+    parser = _parser()
+    given = vars(parser.parse_args())
+    check, as_json = given.pop("check_config"), given.pop("json")
+    if given.pop("check"):
+        from kpmd.check import run as check_machine
+
+        sys.exit(check_machine(given.pop("config"), given, as_json))
+    if as_json:
+        parser.error("--json is for --check")
     try:
         config = load(given.pop("config"), **given)
         if check:

@@ -1,6 +1,6 @@
 """Helm's own library, which installs the chart as ``helm install`` does.
 
-It comes by ``requirements.txt``, into a folder of its own (`make test-cluster`).
+It comes by ``requirements.txt``, into a folder of its own (`make test-objects`).
 """
 
 from __future__ import annotations

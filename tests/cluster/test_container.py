@@ -1,6 +1,6 @@
 """The image with what the DaemonSet says of it, run by crun on a real kernel.
 
-In a VM (`make test-cluster`). The objects are those that kubectl has made of deploy/kubernetes
+In a VM (`make test-container`). The objects are those that kubectl has made of deploy/kubernetes
 beforehand: see ``objects.py``.
 """
 
