@@ -48,7 +48,7 @@ LINTIAN := lintian
 PYTEST  := $(if $(COVERAGE),$(VENV)/bin/coverage run,$(PY)) -m pytest
 # The stages of `make test`. What uses both processors goes first; then two at a time, the longest
 # early, what keeps one busy.
-STAGES := setup unit test-terminal test-process test-fuzz setup-tests
+STAGES := setup clean-coverage unit test-terminal test-process test-fuzz setup-tests
 SIDE_BY_SIDE := $(SYSTEMD_TESTS) $(VM_TESTS) check docs test-dist test-objects check-metrics test-browser \
 	check-bpf test-own lock-check licences
 TWO_AT_ONCE := --no-print-directory --jobs 2 --output-sync=target
@@ -58,7 +58,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test setup setup-run setup-vm setup-bpf setup-tests setup-browser check unit test-process test-fuzz test-own test-kernel \
 	test-systemd test-vm test-terminal test-browser $(SYSTEMD_TESTS) $(VM_TESTS) fuzz vm fetch bpf check-bpf check-metrics openapi docs man \
-	deb deb-tested test-deb $(DEB_TESTS) image test-container test-objects test-packages pictures lock lock-check licences dist test-dist coverage coverage-report soak scheduled format bench bench-peers clean
+	deb deb-tested test-deb $(DEB_TESTS) image test-container test-objects test-packages pictures lock lock-check licences dist test-dist coverage clean-coverage coverage-report soak scheduled format bench bench-peers clean
 
 ## run: the daemon, and a live count of kernel functions through it, for SECONDS (10)
 run: $(STAMP) setup-run
@@ -71,7 +71,7 @@ run: $(STAMP) setup-run
 
 ## test: all tests: static checks, unit, HTTP, on real kernels, and under a real systemd; with times
 test:
-	@python3 tests/tools/stages.py $(STAGES) -- $(SIDE_BY_SIDE)
+	@COVERAGE=1 python3 tests/tools/stages.py $(STAGES) -- $(SIDE_BY_SIDE) -- coverage-report
 
 ## setup: the virtual environment alone
 setup: $(STAMP)
@@ -108,14 +108,16 @@ unit: $(STAMP) setup-run
 
 ## coverage: of kpmd's lines and branches by the tests outside VMs; in build/coverage
 # In processes that the tests start, too. What runs as another user, or is killed, is not counted.
-coverage: $(STAMP)
-	@rm -rf build/coverage && mkdir -p build/coverage
+coverage: $(STAMP) clean-coverage
 	@$(MAKE) --no-print-directory COVERAGE=1 unit test-terminal test-process test-fuzz test-own
 	@$(MAKE) --no-print-directory coverage-report
 
+clean-coverage:
+	@rm -rf build/coverage && mkdir -p build/coverage
+
 ## coverage-report: of the tests that ran with COVERAGE=1; fails below what pyproject.toml says
 coverage-report: $(STAMP)
-	@$(VENV)/bin/coverage combine --quiet --append build/coverage
+	@$(VENV)/bin/coverage combine --quiet build/coverage
 	@$(VENV)/bin/coverage html --quiet
 	@$(VENV)/bin/coverage report
 
@@ -158,11 +160,11 @@ test-vm: setup-tests
 # The name of the kernel is what the % stands for.
 $(VM_TESTS): vm-kernel-%:
 	$(PY) -m tests.vm run --kernel $* --timeout 1200 -- \
-		env KPMD_TEST_KERNEL=$* $(PY) -m pytest --durations 8 --timeout 600 tests/kernel
+		env KPMD_TEST_KERNEL=$* $(PY) -m pytest --durations 25 --timeout 600 tests/kernel
 
 $(SYSTEMD_TESTS): vm-systemd-%:
 	$(PY) -m tests.vm run --systemd --kernel $* --timeout 1800 -- \
-		$(PY) -m pytest --durations 8 --timeout 300 tests/systemd
+		$(PY) -m pytest --durations 25 --timeout 300 tests/systemd
 
 ## fuzz: a longer run of tests/fuzz and of mutated objects: FUZZ (50) times as much, others each time
 fuzz: setup-tests

@@ -1,8 +1,9 @@
 """Runs make's targets as the stages of CI, and tells what each took.
 
-``python3 tests/tools/stages.py ONE… -- SIDE BY SIDE…``: first the ones that use both processors,
-one after the other; then the rest, two at a time. All run, whatever fails: a run on a new machine
-is dear, and shall tell of every failure. Needs no package, since a stage makes the environment.
+``python3 tests/tools/stages.py ONE… -- SIDE BY SIDE… -- ONE…``: groups in turn, of which the first
+and every other one run one after the other, and those between two at a time. All run, whatever
+fails: a run on a new machine is dear, and shall tell of every failure. Needs no package, since a
+stage makes the environment.
 """
 
 from __future__ import annotations
@@ -88,9 +89,10 @@ def side_by_side(names: list[str]) -> list[Result]:
 
 def main(arguments: list[str]) -> int:
     """Run the stages; returns 1 if one failed."""
-    split = arguments.index("--") if "--" in arguments else len(arguments)
     begun = time.monotonic()
-    results = alone(arguments[:split]) + side_by_side(arguments[split + 1 :])
+    results: list[Result] = []
+    for number, group in enumerate(" ".join(arguments).split("--")):
+        results += (side_by_side if number % 2 else alone)(group.split())
     _heading(f"{'stage':<20} {'time':>8} {'CPU':>8}")
     for each in results:
         print(each.row())

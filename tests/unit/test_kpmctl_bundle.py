@@ -420,6 +420,7 @@ def test_no_folder(daemon: str, output: str) -> None:
     assert "is no directory" in done.stderr
 
 
+@pytest.mark.alone
 def test_a_full_disk(daemon: str) -> None:
     done = subprocess.run(
         [*KPMCTL, "support-bundle"],
