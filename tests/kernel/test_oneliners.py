@@ -50,7 +50,7 @@ class Kpmctl(subprocess.Popen[str]):
         os.close(terminal)
 
     def wait_for(self, text: str) -> None:
-        """Read on stderr until there is this text."""
+        """Read on stderr until there is this text; of a line all, as it may come in pieces."""
         seen = ""
         while text not in seen:
             seen += os.read(self.master, 4096).decode()
@@ -128,7 +128,7 @@ def test_each_tells_what_was_done(
         for each in (count, latency, trace):
             each.wait_for_line()
         for each in (trace, stacks):
-            each.wait_for("2 functions attached, Ctrl-C ends it")
+            each.wait_for("2 functions attached, Ctrl-C ends it\r\n")
         pid = read()
 
         (counted,) = json.loads(count.interrupt().splitlines()[-1])["functions"]
@@ -166,7 +166,7 @@ def test_a_pipe_that_is_closed_ends_it(
     kpmctl: Callable[..., Kpmctl], exact: Callable[[], Holdings]
 ) -> None:
     trace = kpmctl("trace", "vfs_read", "--command", READER)
-    trace.wait_for("attached")
+    trace.wait_for("Ctrl-C ends it\r\n")
     assert trace.stdout is not None
     trace.stdout.close()
     read()

@@ -25,7 +25,7 @@ def test_nothing_is_left_of_forty_clients(
     traceable: list[tuple[int, str]],
 ) -> None:
     names = [name for _, name in traceable if name.startswith(PREFIXES)]
-    seen = soak(daemon.socket, daemon.pid, names, Plan(clients=40, seconds=20, seed=4))
+    seen = soak(daemon.socket, daemon.pid, names, Plan(clients=40, seconds=10, seed=4))
     assert seen.failed == 0
     assert seen.left == seen.others
     assert [each["pid"] for each in seen.clients] == [os.getpid()]

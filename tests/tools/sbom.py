@@ -52,7 +52,7 @@ def sbom(project: Path, lock: Path, variables: Mapping[str, str]) -> str:
         component.setdefault("externalReferences", []).append(
             {
                 "type": "distribution",
-                "url": f"https://pypi.org/project/{component['name']}/{component['version']}/",
+                "url": component["purl"],
                 "hashes": [
                     {"alg": "SHA-256", "content": each}
                     for each in locked[component["name"].lower().replace("_", "-")].hashes

@@ -87,12 +87,23 @@ def side_by_side(names: list[str]) -> list[Result]:
         return list(pool.map(one, names))
 
 
+def groups(arguments: list[str]) -> list[list[str]]:
+    """What stands between the ``--``."""
+    found: list[list[str]] = [[]]
+    for each in arguments:
+        if each == "--":
+            found.append([])
+        else:
+            found[-1].append(each)
+    return found
+
+
 def main(arguments: list[str]) -> int:
     """Run the stages; returns 1 if one failed."""
     begun = time.monotonic()
     results: list[Result] = []
-    for number, group in enumerate(" ".join(arguments).split("--")):
-        results += (side_by_side if number % 2 else alone)(group.split())
+    for number, group in enumerate(groups(arguments)):
+        results += (side_by_side if number % 2 else alone)(group)
     _heading(f"{'stage':<20} {'time':>8} {'CPU':>8}")
     for each in results:
         print(each.row())
