@@ -151,7 +151,7 @@ def read(
         sysctls=tree.sysctls(),
         mounts=mounts(tree.text("proc/self/mounts") or ""),
         addresses=tree.addresses(),
-        functions=_lists_functions(),
+        functions=tracefs.Files().lists_functions(),
         btf=tree.has("sys/kernel/btf/vmlinux"),
         user_notif=tree.user_notif(),
         libbpf=libbpf,
@@ -179,14 +179,6 @@ def _trial(process: Process, features: Mapping[str, Trial]) -> Trial:
         return Trial(None, f"not tried: {error}")
     fault = trial.load(elf, "kprobe_multi" if multi else "perf_event")
     return Trial(fault is None, fault)
-
-
-def _lists_functions() -> bool:
-    """Whether the list of functions can be opened: lockdown refuses what access(2) grants."""
-    for name in (tracefs.FUNCTIONS_WITH_ADDRESSES, tracefs.FUNCTIONS):
-        with contextlib.suppress(OSError), tracefs.open_first(name):
-            return True
-    return False
 
 
 def _service(tree: Tree, config_file: Path | None, arguments: dict[str, object]) -> Service:

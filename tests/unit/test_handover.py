@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,16 @@ def test_without_anything_it_says_so(
     assert [record.getMessage() for record in caplog.records] == [
         "cannot tell which functions can be traced"
     ]
+
+
+def test_what_cannot_be_opened_is_no_list(paths: dict[str, Path]) -> None:
+    """Lockdown refuses to open what access(2) grants; so does a socket."""
+    path = paths[tracefs.FUNCTIONS_WITH_ADDRESSES]
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        assert os.access(path, os.R_OK)
+        assert not handover.take([], Notifier(None)).lists_functions()
 
 
 def test_root_by_hand_opens_the_paths(
