@@ -178,7 +178,7 @@ soak: $(STAMP) setup-run setup-vm
 
 ## scheduled: the longer run: newest dependencies, all tests, fuzzing, soak, benchmarks; takes hours
 scheduled:
-	@python3 tests/tools/stages.py setup lock setup test test-packages coverage fuzz soak bench
+	@python3 tests/tools/stages.py setup lock setup test test-packages fuzz soak bench
 
 # All at once: two stages side by side could not.
 setup-tests: $(STAMP) setup-run setup-vm setup-bpf setup-browser
