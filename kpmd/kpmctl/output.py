@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -168,3 +169,10 @@ def write_table(table: Table) -> None:
     click.echo(click.style(titles, bold=True) if on_terminal() else titles)
     if rows:
         click.echo("\n".join(rows))
+
+
+def draw(text: str) -> None:
+    """Write to stderr's terminal what is no line yet; nothing where the terminal is gone."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from kpmd.kpmctl.output import Settings, clean
+from kpmd.kpmctl.output import Settings, clean, draw
 
 if TYPE_CHECKING:
     from kpmd.client.client import Client
@@ -72,7 +72,7 @@ class _Line:
         self._over.set()
         with self._lock:
             if self._drawn:
-                _write("\r\x1b[K")
+                draw("\r\x1b[K")
         if self._thread.ident is not None:
             self._thread.join(_FAREWELL)
 
@@ -107,19 +107,13 @@ class _Line:
         with self._lock:
             if not self._over.is_set():
                 self._drawn = True
-                _write(f"\r{text[: _width() - 1]}\x1b[K")
+                draw(f"\r{text[: _width() - 1]}\x1b[K")
 
 
 def _work(client: Client) -> list[dict[str, Any]]:
     """What the daemon is doing at this moment. Raises ClientError."""
     found: list[dict[str, Any]] = client.call("GET", "/work?limit=1000")["items"]
     return found
-
-
-def _write(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal is gone
-        sys.stderr.write(text)
-        sys.stderr.flush()
 
 
 def _width() -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kpmd.client.errors import ClientError
-from kpmd.kpmctl.output import Settings, clean
+from kpmd.kpmctl.output import Settings, clean, draw
 from kpmd.kpmctl.parameters import seconds
 
 if TYPE_CHECKING:
@@ -167,16 +167,10 @@ async def _show(waiting: Sequence[str]) -> None:
             took = f" {time.monotonic() - begun:.1f} s"
             room = shutil.get_terminal_size().columns - 1 - len(took)
             text = text if len(text) <= room else f"{text[: room - 1]}…"
-            _write(f"\r{text}{took}\x1b[K")
+            draw(f"\r{text}{took}\x1b[K")
             await asyncio.sleep(_PAUSE)
     finally:
-        _write("\r\x1b[K")
-
-
-def _write(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal is gone
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        draw("\r\x1b[K")
 
 
 @contextlib.contextmanager
